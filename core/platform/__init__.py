@@ -1,0 +1,1 @@
+"""Database, storage, jobs, datasets and models. Never imports torch."""

@@ -1,0 +1,109 @@
+"""Everything that can be configured, read once from the environment (prefix `IDAT_`) and passed on.
+
+Nothing else in the project reads the environment.
+"""
+
+from functools import cached_property
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Role = Literal["control", "inference"]
+
+
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+class Settings(BaseSettings):
+    """Settings of the API and the worker; both must see the same database and store."""
+
+    model_config = SettingsConfigDict(env_prefix="IDAT_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address the API binds.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 picks a free one.")
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field(
+        default_factory=list,
+        description="Comma-separated bearer keys; needed unless the host is loopback.",
+    )
+    roles: Annotated[list[Role], NoDecode] = Field(
+        default_factory=lambda: ["control", "inference"],
+        description="What this API process does; only inference loads torch.",
+    )
+
+    data_dir: Path = Field(
+        Path(".idat"), description="Folder of the embedded database, the store and scratch files."
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL; empty means SQLite in the data directory."
+    )
+    storage_url: str = Field("", description="file:///path; empty means the data directory.")
+    broker_url: str = Field(
+        "", description="Redis URL of the doorbell; empty means that workers poll the database."
+    )
+
+    weights_dir: Path | None = Field(
+        None, description="Folder with timm weights (NAME.safetensors) for hosts without a hub."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0 means all cores.")
+    worker_slots: int = Field(1, ge=1, le=64, description="Jobs that one worker trains at once.")
+
+    max_archive_bytes: int = Field(8 * 2**30, gt=0, description="Largest archive accepted.")
+    max_archive_files: int = Field(200_000, gt=0, description="Most entries in an archive.")
+    max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image, width x height.")
+    max_image_bytes: int = Field(32 * 2**20, gt=0, description="Largest encoded image.")
+
+    lease_ttl_s: float = Field(60.0, gt=0, description="An attempt is lost this long after its last heartbeat.")
+    heartbeat_s: float = Field(15.0, gt=0, description="How often a supervisor renews its lease.")
+    poll_interval_s: float = Field(1.0, gt=0, description="How often a worker without a broker looks for work.")
+    sweep_interval_s: float = Field(15.0, gt=0, description="How often a worker with a broker does.")
+    checkpoint_interval_s: float = Field(30.0, ge=0, description="Least time between two checkpoints.")
+    progress_timeout_s: float = Field(900.0, gt=0, description="An attempt without a step for so long is killed.")
+    max_attempts: int = Field(3, ge=1, description="Attempts before a job is given up.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    _commas = field_validator("api_keys", "roles", mode="before")(_split_commas)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.roles:
+            raise ValueError("IDAT_ROLES is empty: name control, inference or both")
+        if self.heartbeat_s * 2 > self.lease_ttl_s:
+            raise ValueError(
+                "IDAT_HEARTBEAT_S must be at most half of IDAT_LEASE_TTL_S, "
+                "or one late heartbeat loses a live job"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the API."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """The database URL with the embedded default filled in."""
+        if self.database_url:
+            return self.database_url
+        return f"sqlite:///{self.data_dir.resolve() / 'idat.db'}"
+
+    @cached_property
+    def resolved_storage_url(self) -> str:
+        """The storage URL with the embedded default filled in."""
+        return self.storage_url or (self.data_dir.resolve() / "blobs").as_uri()
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Folder for files in the making: uploads, attempts' working folders, fetched blobs."""
+        return self.data_dir.resolve() / "scratch"

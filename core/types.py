@@ -1,0 +1,56 @@
+"""Words that every part shares: ids and the states of datasets and jobs."""
+
+import secrets
+from enum import StrEnum
+from typing import NewType
+
+DatasetId = NewType("DatasetId", str)
+JobId = NewType("JobId", str)
+ModelId = NewType("ModelId", str)
+
+_ID_BYTES = 12
+
+
+def new_dataset_id() -> DatasetId:
+    """Return a fresh dataset id, `ds_…`."""
+    return DatasetId(f"ds_{secrets.token_hex(_ID_BYTES)}")
+
+
+def new_job_id() -> JobId:
+    """Return a fresh job id, `ftjob_…`."""
+    return JobId(f"ftjob_{secrets.token_hex(_ID_BYTES)}")
+
+
+def new_model_id() -> ModelId:
+    """Return a fresh model id, `mdl_…`."""
+    return ModelId(f"mdl_{secrets.token_hex(_ID_BYTES)}")
+
+
+class DatasetState(StrEnum):
+    """Where a dataset stands between upload and use."""
+
+    PENDING = "pending"  #: accepted, waiting for a worker
+    VALIDATING = "validating"  #: a worker decodes its images
+    READY = "ready"  #: immutable and usable by jobs; final
+    INVALID = "invalid"  #: the archive's content is at fault; final
+    FAILED = "failed"  #: the service is at fault, after all attempts; final
+
+
+class JobState(StrEnum):
+    """Where a fine-tuning job stands. Terminal states never change."""
+
+    VALIDATING_FILES = "validating_files"  #: its dataset is not ready yet
+    QUEUED = "queued"  #: eligible: any worker may claim it
+    RUNNING = "running"  #: one attempt holds the lease
+    CANCELLING = "cancelling"  #: cancel asked for; the attempt's supervisor has still to stop it
+    SUCCEEDED = "succeeded"  #: its model is published; final
+    FAILED = "failed"  #: final, with `error`
+    CANCELLED = "cancelled"  #: final
+
+
+class Split(StrEnum):
+    """The part of a dataset that an image belongs to."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
