@@ -32,7 +32,7 @@ class Settings(BaseSettings):
         description="Comma-separated bearer keys; needed unless the host is loopback.",
     )
     roles: Annotated[list[Role], NoDecode] = Field(
-        default_factory=lambda: ["control", "inference"],
+        default=["control", "inference"],
         description="What this API process does; only inference loads torch.",
     )
 
@@ -59,12 +59,22 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image, width x height.")
     max_image_bytes: int = Field(32 * 2**20, gt=0, description="Largest encoded image.")
 
-    lease_ttl_s: float = Field(60.0, gt=0, description="An attempt is lost this long after its last heartbeat.")
+    lease_ttl_s: float = Field(
+        60.0, gt=0, description="An attempt is lost this long after its last heartbeat."
+    )
     heartbeat_s: float = Field(15.0, gt=0, description="How often a supervisor renews its lease.")
-    poll_interval_s: float = Field(1.0, gt=0, description="How often a worker without a broker looks for work.")
-    sweep_interval_s: float = Field(15.0, gt=0, description="How often a worker with a broker does.")
-    checkpoint_interval_s: float = Field(30.0, ge=0, description="Least time between two checkpoints.")
-    progress_timeout_s: float = Field(900.0, gt=0, description="An attempt without a step for so long is killed.")
+    poll_interval_s: float = Field(
+        1.0, gt=0, description="How often a worker without a broker looks for work."
+    )
+    sweep_interval_s: float = Field(
+        15.0, gt=0, description="How often a worker with a broker does."
+    )
+    checkpoint_interval_s: float = Field(
+        30.0, ge=0, description="Least time between two checkpoints."
+    )
+    progress_timeout_s: float = Field(
+        900.0, gt=0, description="An attempt without a step for so long is killed."
+    )
     max_attempts: int = Field(3, ge=1, description="Attempts before a job is given up.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -1,0 +1,217 @@
+"""Every change to a dataset's row. Callers bring the transaction; nothing here commits."""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from core.errors import NotFoundError
+from core.platform import leases
+from core.platform.db.clock import db_now
+from core.platform.db.tables import DatasetRow
+from core.platform.jobs.repository import promote_waiting
+from core.platform.leases import Claim
+from core.types import DatasetState, new_dataset_id
+
+_HELD = (DatasetState.VALIDATING.value,)
+
+
+def create_dataset(
+    session: Session,
+    *,
+    name: str,
+    seed: int,
+    archive_sha256: str,
+    archive_bytes: int,
+    archive_name: str,
+) -> DatasetRow:
+    """Accept an archive whose bytes are already in the store."""
+    dataset = DatasetRow(
+        id=new_dataset_id(),
+        name=name,
+        seed=seed,
+        archive_sha256=archive_sha256,
+        archive_bytes=archive_bytes,
+        archive_name=archive_name,
+    )
+    session.add(dataset)
+    session.flush()
+    return dataset
+
+
+def get_dataset(session: Session, dataset_id: str) -> DatasetRow:
+    """Return the dataset.
+
+    Raises:
+        NotFoundError: no such dataset.
+    """
+    dataset = session.get(DatasetRow, dataset_id)
+    if dataset is None:
+        raise NotFoundError(f"there is no dataset {dataset_id}", code="dataset_not_found")
+    return dataset
+
+
+def list_datasets(
+    session: Session, *, after: str | None, limit: int, descending: bool = True
+) -> list[DatasetRow]:
+    """Return up to `limit` datasets beyond the dataset `after`, newest first by default."""
+    query = select(DatasetRow)
+    if after is not None:
+        query = query.where(_beyond(get_dataset(session, after), descending=descending))
+    keys = (DatasetRow.created_at, DatasetRow.id)
+    query = query.order_by(*(key.desc() if descending else key for key in keys))
+    return list(session.scalars(query.limit(limit)))
+
+
+def _beyond(anchor: DatasetRow, *, descending: bool) -> ColumnElement[bool]:
+    same = DatasetRow.created_at == anchor.created_at
+    if descending:
+        return or_(DatasetRow.created_at < anchor.created_at, and_(same, DatasetRow.id < anchor.id))
+    return or_(DatasetRow.created_at > anchor.created_at, and_(same, DatasetRow.id > anchor.id))
+
+
+def claim_dataset(session: Session, *, owner: str, ttl_s: float) -> Claim | None:
+    """Claim the oldest pending dataset for validation, or return None."""
+    return leases.claim_next(
+        session,
+        DatasetRow,
+        eligible=DatasetState.PENDING,
+        active=DatasetState.VALIDATING,
+        owner=owner,
+        ttl_s=ttl_s,
+    )
+
+
+def report_progress(
+    session: Session, claim: Claim, *, ttl_s: float, progress: dict[str, Any] | None = None
+) -> str:
+    """Renew the lease and store progress; return the state.
+
+    Raises:
+        LeaseLostError: another attempt has overtaken this one.
+    """
+    values = leases.renewal(DatasetRow, ttl_s)
+    if progress is not None:
+        values[DatasetRow.progress] = progress
+    return leases.fenced_update(session, DatasetRow, claim, states=_HELD, values=values)
+
+
+def mark_ready(
+    session: Session,
+    claim: Claim,
+    *,
+    manifest_sha256: str,
+    caches: dict[str, str],
+    classes: list[str],
+    splits: dict[str, int],
+    report: dict[str, Any],
+) -> None:
+    """End validation with a usable dataset and queue the jobs that waited for it.
+
+    Raises:
+        LeaseLostError: another attempt has overtaken this one.
+    """
+    values: dict[InstrumentedAttribute[Any], Any] = {
+        DatasetRow.state: DatasetState.READY.value,
+        DatasetRow.manifest_sha256: manifest_sha256,
+        DatasetRow.caches: caches,
+        DatasetRow.classes: classes,
+        DatasetRow.splits: splits,
+        DatasetRow.report: report,
+        DatasetRow.finished_at: db_now(),
+        **leases.surrender(DatasetRow),
+    }
+    leases.fenced_update(session, DatasetRow, claim, states=_HELD, values=values)
+    promote_waiting(session, claim.row_id, DatasetState.READY)
+
+
+def mark_unusable(
+    session: Session,
+    claim: Claim,
+    *,
+    state: DatasetState,
+    error: dict[str, Any],
+    report: dict[str, Any] | None = None,
+) -> None:
+    """End validation as `invalid` (the archive's fault) or `failed` (ours).
+
+    Raises:
+        LeaseLostError: another attempt has overtaken this one.
+    """
+    values: dict[InstrumentedAttribute[Any], Any] = {
+        DatasetRow.state: state.value,
+        DatasetRow.error: error,
+        DatasetRow.report: report,
+        DatasetRow.finished_at: db_now(),
+        **leases.surrender(DatasetRow),
+    }
+    leases.fenced_update(session, DatasetRow, claim, states=_HELD, values=values)
+    promote_waiting(session, claim.row_id, state)
+
+
+def release(session: Session, claim: Claim) -> None:
+    """Give a dataset back without charging the attempt (the worker is shutting down).
+
+    Raises:
+        LeaseLostError: another attempt has overtaken this one.
+    """
+    values: dict[InstrumentedAttribute[Any], Any] = {
+        DatasetRow.state: DatasetState.PENDING.value,
+        **leases.surrender(DatasetRow),
+    }
+    leases.fenced_update(session, DatasetRow, claim, states=_HELD, values=values)
+
+
+def give_up_attempt(
+    session: Session, claim: Claim, error: dict[str, Any], *, max_attempts: int
+) -> str:
+    """End a validation that crashed: tried again, or failed when it was the last attempt.
+
+    Returns:
+        The dataset's new state.
+
+    Raises:
+        LeaseLostError: another attempt has overtaken this one.
+    """
+    leases.fenced_update(session, DatasetRow, claim, states=_HELD, values={})
+    dataset = session.get_one(DatasetRow, claim.row_id, populate_existing=True)
+    _charge_attempt(session, dataset, error, max_attempts=max_attempts)
+    return dataset.state
+
+
+def expire_attempts(session: Session, *, max_attempts: int) -> list[str]:
+    """End the validations whose lease has run out; return the ids of the datasets touched."""
+    lost = select(DatasetRow).where(DatasetRow.state.in_(_HELD), leases.expired(DatasetRow))
+    datasets = list(session.scalars(lost.with_for_update(skip_locked=True)))
+    for dataset in datasets:
+        error = {
+            "code": "worker_lost",
+            "message": f"attempt {dataset.attempt} on {dataset.lease_owner} stopped renewing",
+        }
+        _charge_attempt(session, dataset, error, max_attempts=max_attempts)
+    return [dataset.id for dataset in datasets]
+
+
+def _charge_attempt(
+    session: Session, dataset: DatasetRow, error: dict[str, Any], *, max_attempts: int
+) -> None:
+    dataset.failures += 1
+    dataset.lease_owner = dataset.lease_expires_at = None
+    if dataset.failures >= max_attempts:
+        dataset.state = DatasetState.FAILED.value
+        dataset.error = {**error, "attempts": dataset.failures}
+        dataset.finished_at = session.scalar(select(db_now()))
+        promote_waiting(session, dataset.id, DatasetState.FAILED)
+    else:
+        dataset.state = DatasetState.PENDING.value
+    session.flush()
+
+
+def is_archive_referenced(session: Session, sha256: str, *, except_for: str) -> bool:
+    """Return whether a dataset other than `except_for`, still usable, holds this archive."""
+    query = select(DatasetRow.id).where(
+        DatasetRow.archive_sha256 == sha256,
+        DatasetRow.id != except_for,
+        DatasetRow.state != DatasetState.INVALID,
+    )
+    return session.scalars(query.limit(1)).first() is not None

@@ -1,0 +1,1 @@
+"""The SQL database: engine, tables, transactions, and the one clock that leases trust."""

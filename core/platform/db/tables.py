@@ -1,0 +1,122 @@
+"""The tables. All times are unix seconds on the database's clock."""
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from core.platform.db.base import Base, JsonObject, Leased
+from core.platform.db.clock import db_now
+from core.types import DatasetState, JobState
+
+_ID = String(40)
+_SHA256 = String(64)
+
+
+class DatasetRow(Leased, Base):
+    """An uploaded archive and, once validated, the immutable dataset made of it."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    state: Mapped[str] = mapped_column(String(20), default=DatasetState.PENDING.value)
+    seed: Mapped[int] = mapped_column(BigInteger, default=0)
+    archive_sha256: Mapped[str] = mapped_column(_SHA256)
+    archive_bytes: Mapped[int] = mapped_column(BigInteger)
+    archive_name: Mapped[str] = mapped_column(String(300), default="")
+    manifest_sha256: Mapped[str | None] = mapped_column(_SHA256, default=None)
+    #: side length in pixels, as text -> SHA-256 of that image cache
+    caches: Mapped[JsonObject] = mapped_column(default=dict)
+    classes: Mapped[list[str]] = mapped_column(default=list)
+    #: split -> number of images
+    splits: Mapped[JsonObject] = mapped_column(default=dict)
+    report: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
+    progress: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
+    error: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+    finished_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+
+    __table_args__ = (Index("ix_datasets_state_created_at", "state", "created_at"),)
+
+
+class JobRow(Leased, Base):
+    """A user's request to fine-tune, and all that is known of it."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    state: Mapped[str] = mapped_column(String(20), default=JobState.VALIDATING_FILES.value)
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), index=True)
+    #: the request with every default resolved: `core.platform.jobs.specs.JobSpec`
+    spec: Mapped[JsonObject]
+    labels: Mapped[JsonObject] = mapped_column("metadata", JSON, default=dict)
+    progress: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
+    error: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
+    checkpoint_sha256: Mapped[str | None] = mapped_column(_SHA256, default=None)
+    checkpoint_step: Mapped[int | None] = mapped_column(Integer, default=None)
+    model_id: Mapped[str | None] = mapped_column(_ID, default=None)
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+    started_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+    finished_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+
+    __table_args__ = (Index("ix_jobs_state_created_at", "state", "created_at"),)
+
+
+class JobEventRow(Base):
+    """One line of a job's log, append-only."""
+
+    __tablename__ = "job_events"
+
+    #: SQLite hands out row ids for INTEGER PRIMARY KEY only
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    attempt: Mapped[int]
+    level: Mapped[str] = mapped_column(String(10))
+    type: Mapped[str] = mapped_column(String(40))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[JsonObject] = mapped_column(default=dict)
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+
+
+class JobEpochRow(Base):
+    """The metrics of one epoch of a job; a resumed attempt writes the same values again."""
+
+    __tablename__ = "job_epochs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    metrics: Mapped[JsonObject]
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+
+
+class ModelRow(Base):
+    """A published model: the student's adapter and head. Immutable."""
+
+    __tablename__ = "models"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), index=True)
+    #: unique: a job publishes at most one model, whatever its attempts do
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    backbone: Mapped[str] = mapped_column(String(200))
+    adapter_sha256: Mapped[str] = mapped_column(_SHA256)
+    adapter_bytes: Mapped[int] = mapped_column(BigInteger)
+    config_sha256: Mapped[str] = mapped_column(_SHA256)
+    card_sha256: Mapped[str] = mapped_column(_SHA256)
+    classes: Mapped[list[str]]
+    metrics: Mapped[JsonObject]
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+
+
+class IdempotencyRow(Base):
+    """The answer once given under an `Idempotency-Key`, written with the thing that it created."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(_SHA256)
+    resource_id: Mapped[str] = mapped_column(_ID)
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())

@@ -1,0 +1,1 @@
+"""Fine-tuning jobs: their states, their resolved specification, and every change to their rows."""

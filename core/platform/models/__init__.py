@@ -1,0 +1,1 @@
+"""Published models: rows that point at the exported student adapter and head."""

@@ -1,0 +1,1 @@
+"""Content-addressed blobs: archives, image caches, checkpoints, exported models."""
