@@ -3,6 +3,8 @@
 Nothing else in the project reads the environment.
 """
 
+import os
+from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -117,3 +119,8 @@ class Settings(BaseSettings):
     def scratch_dir(self) -> Path:
         """Folder for files in the making: uploads, attempts' working folders, fetched blobs."""
         return self.data_dir.resolve() / "scratch"
+
+
+def build_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with `changes`, for a child that reads its own settings."""
+    return {**os.environ, **changes}  # noqa: TID251 - passed on whole, nothing is read from it
