@@ -43,6 +43,10 @@ class Pair:
     defaults: PairDefaults = PairDefaults()
 
 
+#: Side length for which the image cache is made at upload: the starter pair's. Other sizes are made when
+#: the first job needs them.
+DEFAULT_IMAGE_PX = 64
+
 STARTER_STUDENT = "vit_starter_student_patch8_64"
 STARTER_TEACHER = "vit_starter_teacher_patch8_64"
 

@@ -89,6 +89,11 @@ def get_job(session: Session, job_id: str) -> JobRow:
     return job
 
 
+def get_dataset_of(session: Session, job: JobRow) -> DatasetRow:
+    """Return the dataset that a job trains on."""
+    return session.get_one(DatasetRow, job.dataset_id)
+
+
 def list_jobs(
     session: Session,
     *,

@@ -1,0 +1,1 @@
+"""The worker: claims rows, supervises the processes that work on them, publishes the results."""

@@ -1,0 +1,34 @@
+"""`python -m worker`: start a worker with the options that this project needs."""
+
+import argparse
+import sys
+import uuid
+
+from pydantic import ValidationError
+
+from core.settings import Settings
+
+
+def main() -> int:
+    """Check the settings, then hand over to Celery."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Run a worker: it validates datasets and trains jobs. Configured by IDAT_* "
+        "variables (see the README); SIGTERM hands the running job back and exits.",
+    )
+    parser.parse_args()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        sys.stderr.write(f"worker: bad settings\n{error}\n")
+        return 2
+    from worker.app import app  # noqa: PLC0415 - reads the settings, checked above
+
+    name = f"idat-{uuid.uuid4().hex[:8]}@%h"
+    options = ["--pool=prefork", f"--loglevel={settings.log_level}", f"--hostname={name}"]
+    app.worker_main(["worker", *options, "--without-gossip", "--without-mingle"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""Watches one child process and keeps its row's lease: the job's life line.
+
+The supervisor never does the work itself, so a crash, an out-of-memory kill or a CUDA fault costs
+one attempt and no worker. It writes to the database only through a fenced renewal, and kills its
+child when it has not been able to renew for two thirds of the lease: soon another worker may start.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from core.clock import monotonic_s
+from core.platform.db.engine import Database
+from core.platform.leases import LeaseLostError
+from worker.child import REQUEST_FILE, STOP_COMMAND
+
+logger = logging.getLogger(__name__)
+
+_PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_TICK_S = 0.25
+_RENEW_S = 2.0
+_STOP_GRACE_S = 25.0
+_LOG_TAIL_BYTES = 4000
+_MESSAGE_BYTES = 1 << 20
+_FINAL_MESSAGES = frozenset({"done", "failed", "stopped"})
+_CANCELLING = "cancelling"
+
+
+class Ending(StrEnum):
+    """How a child's life ended."""
+
+    DONE = "done"  #: it did its work
+    FAILED = "failed"  #: it said why another attempt would fail too
+    STOPPED = "stopped"  #: it handed its work back because the worker shuts down
+    CRASHED = "crashed"  #: it died, hung, or broke the protocol
+    CANCELLED = "cancelled"  #: the row asked for it
+    LOST = "lost"  #: the lease was lost or could not be renewed: write nothing more
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a child.
+
+    Attributes:
+        ending: how it ended.
+        message: its last message (`done` or `failed`), or what is known of a crash.
+    """
+
+    ending: Ending
+    message: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a child or a lease is given up.
+
+    Attributes:
+        heartbeat_s: longest time between two renewals.
+        fence_s: kill the child when the last renewal is older than this.
+        progress_timeout_s: kill the child when it has said nothing for so long.
+    """
+
+    heartbeat_s: float
+    fence_s: float
+    progress_timeout_s: float
+
+
+#: A write that goes into the same transaction as the next renewal.
+Write = Callable[[Session], None]
+#: Renews the lease, stores progress if there is some, returns the row's state.
+Renew = Callable[[Session, dict[str, Any] | None], str]
+
+
+class Supervisor:
+    """Runs one child process to its end."""
+
+    def __init__(
+        self,
+        module: str,
+        workdir: Path,
+        *,
+        database: Database,
+        renew: Renew,
+        renewed_s: float,
+        limits: Limits,
+        is_draining: Callable[[], bool],
+        on_message: Callable[[dict[str, Any]], list[Write]],
+    ) -> None:
+        """Prepare; nothing starts before `run`.
+
+        Args:
+            module: what to run, as in `python -m module workdir`.
+            workdir: folder with the request file; the child's only place to write.
+            database: where the renewals go.
+            renew: renews the lease inside a transaction; raises `LeaseLostError`.
+            renewed_s: monotonic time from which the lease counts, just before the claim.
+            limits: see `Limits`.
+            is_draining: whether the worker is shutting down.
+            on_message: turns a message of the child into writes, made with the next renewal.
+        """
+        self._module = module
+        self._workdir = workdir
+        self._database = database
+        self._renew = renew
+        self._limits = limits
+        self._is_draining = is_draining
+        self._on_message = on_message
+        self._pending: list[Write] = []
+        self._progress: dict[str, Any] | None = None
+        self._last_renewal_s = renewed_s
+        self._final: dict[str, Any] | None = None
+        self._last_word_s = renewed_s
+        self._stop_asked_s: float | None = None
+        self._fenced = threading.Event()
+        self._ended = threading.Event()
+
+    def run(self, request: dict[str, Any]) -> Outcome:
+        """Start the child, watch it, and return how it ended; it is dead when this returns."""
+        (self._workdir / REQUEST_FILE).write_text(json.dumps(request))
+        with (self._workdir / "log").open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-u", "-m", self._module, str(self._workdir)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=_PROJECT_ROOT,
+                start_new_session=True,
+            )
+        messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        reader = threading.Thread(target=self._read, args=(process, messages), daemon=True)
+        watchdog = threading.Thread(target=self._watch, args=(process,), daemon=True)
+        reader.start()
+        watchdog.start()
+        try:
+            return self._supervise(process, messages)
+        finally:
+            self._ended.set()
+            _kill_group(process)
+            process.wait()
+            reader.join(timeout=5)
+            for pipe in (process.stdin, process.stdout):
+                # A command that the dead child never read is of no interest.
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+    @property
+    def time_to_fence_s(self) -> float:
+        """Seconds left in which this attempt may still write, without another renewal."""
+        return self._last_renewal_s + self._limits.fence_s - monotonic_s()
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        """Wait before trying the database again."""
+        threading.Event().wait(seconds)
+
+    def _read(
+        self, process: "subprocess.Popen[bytes]", messages: "queue.Queue[dict[str, Any] | None]"
+    ) -> None:
+        assert process.stdout is not None
+        while line := process.stdout.readline(_MESSAGE_BYTES):
+            try:
+                message = json.loads(line)
+            except ValueError:
+                logger.warning("not a message of the child: %r", line[:200])
+                continue
+            if isinstance(message, dict):
+                messages.put(message)
+        messages.put(None)
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        """Kill the child when renewals stop, even while the main loop hangs in the database."""
+        while not self._ended.wait(_TICK_S):
+            if self.time_to_fence_s < 0:
+                self._fenced.set()
+                _kill_group(process)
+                return
+
+    def _supervise(
+        self, process: "subprocess.Popen[bytes]", messages: "queue.Queue[dict[str, Any] | None]"
+    ) -> Outcome:
+        self._last_word_s = monotonic_s()
+        try:
+            while self._take_message(messages):
+                early_end = self._look_after(process)
+                if early_end is not None:
+                    return early_end
+            # The renewal that carries the last writes also tells whether a cancel came first.
+            state = self._flush()
+        except LeaseLostError as error:
+            logger.warning("%s", error)
+            return Outcome(Ending.LOST)
+        if self._fenced.is_set():
+            return Outcome(Ending.LOST)
+        if state == _CANCELLING:
+            return Outcome(Ending.CANCELLED)
+        exit_code = process.wait()
+        if self._final is None or exit_code != 0:
+            return self._crash("process_died", _describe_exit(exit_code))
+        return Outcome(Ending(self._final["type"]), self._final)
+
+    def _take_message(self, messages: "queue.Queue[dict[str, Any] | None]") -> bool:
+        """Wait a moment for a message and sort it in; return False once the child has ended."""
+        try:
+            message = messages.get(timeout=_TICK_S)
+        except queue.Empty:
+            return True
+        if message is None:
+            return False
+        self._last_word_s = monotonic_s()
+        if message["type"] == "progress":
+            self._progress = {k: v for k, v in message.items() if k != "type"}
+        elif message["type"] in _FINAL_MESSAGES:
+            self._final = message
+        else:
+            self._pending.extend(self._on_message(message))
+        return True
+
+    def _look_after(self, process: "subprocess.Popen[bytes]") -> Outcome | None:
+        """Renew, and return an outcome if the child must end before it wants to."""
+        if self._fenced.is_set():
+            return Outcome(Ending.LOST)
+        if self._renew_if_due() == _CANCELLING:
+            return Outcome(Ending.CANCELLED)
+        now_s = monotonic_s()
+        silent_s = now_s - self._last_word_s
+        if silent_s > self._limits.progress_timeout_s:
+            reason = f"no progress for {silent_s:.0f} seconds; the process was killed"
+            return self._crash("no_progress", reason)
+        if self._stop_asked_s is None and self._is_draining():
+            self._stop_asked_s = now_s
+            self._ask_to_stop(process)
+        if self._stop_asked_s is not None and now_s - self._stop_asked_s > _STOP_GRACE_S:
+            # It did not get to a checkpoint in time; the last one serves.
+            return Outcome(Ending.STOPPED)
+        return None
+
+    def _renew_if_due(self) -> str | None:
+        since_s = monotonic_s() - self._last_renewal_s
+        news = self._progress is not None or bool(self._pending)
+        if since_s < min(self._limits.heartbeat_s, 0.5 if news else _RENEW_S):
+            return None
+        try:
+            return self._renew_now()
+        except DBAPIError as error:
+            # Nothing is lost yet: the writes stay pending, and the watchdog counts.
+            logger.warning("could not renew the lease: %s", error)
+            return None
+
+    def _renew_now(self) -> str:
+        started_s = monotonic_s()
+        with self._database.write() as session:
+            state = self._renew(session, self._progress)
+            for write in self._pending:
+                write(session)
+        # Counted from before the statement ran: the lease may be older than the answer.
+        self._last_renewal_s = started_s
+        self._progress = None
+        self._pending.clear()
+        return state
+
+    def _flush(self) -> str:
+        """Write what is pending, trying until the lease must be taken for lost."""
+        while True:
+            try:
+                return self._renew_now()
+            except DBAPIError as error:
+                logger.warning("could not write the last messages: %s", error)
+                if self.time_to_fence_s < _RENEW_S:
+                    raise LeaseLostError("the database was out of reach for too long") from error
+                self.pause(1.0)
+
+    def _ask_to_stop(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(f"{STOP_COMMAND}\n".encode())
+            process.stdin.flush()
+
+    def _crash(self, code: str, reason: str) -> Outcome:
+        log = self._workdir / "log"
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+            tail = file.read().decode(errors="replace")
+        return Outcome(
+            Ending.CRASHED,
+            {"code": code, "message": reason, "class": "system", "log_tail": tail},
+        )
+
+
+def _describe_exit(exit_code: int) -> str:
+    if exit_code == -signal.SIGKILL:
+        return "the process was killed (SIGKILL): often the system ran out of memory"
+    if exit_code < 0:
+        return f"the process died of signal {signal.Signals(-exit_code).name}"
+    if exit_code == 0:
+        return "the process ended without saying how its work ended"
+    return f"the process ended with exit code {exit_code}"
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """Kill the child and whatever it started; its session makes it the leader of a group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,236 @@
+"""One attempt at a job: claim, start the trainer, supervise it, publish what it made."""
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from core.clock import monotonic_s
+from core.platform.db.tables import ModelRow
+from core.platform.jobs import events, repository
+from core.platform.leases import Claim, LeaseLostError
+from core.types import new_model_id
+from worker.runtime import Runtime
+from worker.supervisor import Ending, Limits, Outcome, Supervisor, Write
+from worker.workdirs import hold_workdir
+
+logger = logging.getLogger(__name__)
+
+_PUBLISH_RETRY_S = 1.0
+#: Checkpoints kept in the store while a job runs: the row may still point at the one before the
+#: newest, if the write that moves the pointer has not gone through yet.
+_KEPT_CHECKPOINTS = 2
+
+
+def train_next(runtime: Runtime) -> bool:
+    """Claim one queued job and see this attempt to its end; return False when none is waiting."""
+    settings = runtime.settings
+    claimed_s = monotonic_s()
+    with runtime.database.write() as session:
+        claim = repository.claim_job(session, owner=runtime.owner, ttl_s=settings.lease_ttl_s)
+    if claim is None:
+        return False
+    logger.info("attempt %d of %s starts", claim.attempt, claim.row_id)
+    try:
+        TrainingAttempt(runtime, claim, claimed_s=claimed_s).run()
+    except LeaseLostError as error:
+        logger.warning("%s", error)
+    return True
+
+
+class TrainingAttempt:
+    """One try of this worker at one job."""
+
+    def __init__(self, runtime: Runtime, claim: Claim, *, claimed_s: float) -> None:
+        """Take the claim over.
+
+        Args:
+            runtime: this process's runtime.
+            claim: the claim.
+            claimed_s: monotonic time just before the claim, from which its lease counts.
+        """
+        self._runtime = runtime
+        self._claim = claim
+        self._claimed_s = claimed_s
+        self._checkpoints: list[str] = []
+
+    def run(self) -> None:
+        """Work on the job until it ends, is handed back or is lost.
+
+        Raises:
+            LeaseLostError: another attempt, or the end of the job, has overtaken this one.
+        """
+        claim, settings = self._claim, self._runtime.settings
+        with hold_workdir(settings.scratch_dir, claim.row_id, claim.attempt) as workdir:
+            try:
+                request = self._build_request()
+                supervisor = Supervisor(
+                    "worker.trainer",
+                    workdir,
+                    database=self._runtime.database,
+                    renew=self._renew,
+                    renewed_s=self._claimed_s,
+                    limits=Limits(
+                        heartbeat_s=settings.heartbeat_s,
+                        fence_s=settings.lease_ttl_s * 2 / 3,
+                        progress_timeout_s=settings.progress_timeout_s,
+                    ),
+                    is_draining=lambda: self._runtime.is_draining,
+                    on_message=self._on_message,
+                )
+                outcome = supervisor.run(request)
+                logger.info(
+                    "attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value
+                )
+                self._conclude(outcome, supervisor, workdir)
+            except (OSError, ValueError, KeyError) as error:
+                # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
+                logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
+                self._give_up({"code": "attempt_broke", "message": repr(error), "class": "system"})
+
+    def _build_request(self) -> dict[str, Any]:
+        settings, store = self._runtime.settings, self._runtime.store
+        with self._runtime.database.read() as session:
+            job = repository.get_job(session, self._claim.row_id)
+            dataset = repository.get_dataset_of(session, job)
+        assert dataset.manifest_sha256 is not None, "a queued job's dataset is ready"
+        checkpoint = None
+        if job.checkpoint_sha256 is not None and store.exists(job.checkpoint_sha256):
+            checkpoint = str(store.fetch(job.checkpoint_sha256))
+            self._checkpoints.append(job.checkpoint_sha256)
+        return {
+            "job_id": job.id,
+            "name": job.name,
+            "created_at": int(job.created_at),
+            "spec": job.spec,
+            "dataset": {
+                "id": dataset.id,
+                "archive": str(store.fetch(dataset.archive_sha256)),
+                "manifest": str(store.fetch(dataset.manifest_sha256)),
+                "caches": {px: str(store.fetch(str(sha))) for px, sha in dataset.caches.items()},
+            },
+            "checkpoint": checkpoint,
+            "checkpoint_interval_s": settings.checkpoint_interval_s,
+            "weights_dir": str(settings.weights_dir.resolve()) if settings.weights_dir else None,
+            "device": settings.device,
+            "threads": settings.threads,
+            "max_archive_files": settings.max_archive_files,
+            "max_image_bytes": settings.max_image_bytes,
+            "max_image_pixels": settings.max_image_pixels,
+        }
+
+    def _renew(self, session: Session, progress: dict[str, Any] | None) -> str:
+        ttl_s = self._runtime.settings.lease_ttl_s
+        return repository.report_progress(session, self._claim, ttl_s=ttl_s, progress=progress)
+
+    def _on_message(self, message: dict[str, Any]) -> list[Write]:
+        job_id, attempt = self._claim.row_id, self._claim.attempt
+        match message["type"]:
+            case "epoch":
+                metrics = message["metrics"]
+                return [
+                    lambda session: events.record_epoch(
+                        session, job_id, int(metrics["epoch"]), metrics
+                    )
+                ]
+            case "log":
+                return [
+                    lambda session: events.add_event(
+                        session,
+                        job_id,
+                        message["message"],
+                        level=message.get("level", "info"),
+                        attempt=attempt,
+                        data=message.get("data", {}),
+                    )
+                ]
+            case "checkpoint":
+                return [self._store_checkpoint(Path(message["path"]), int(message["step"]))]
+            case other:
+                logger.warning("the trainer sent an unknown message %r", other)
+                return []
+
+    def _store_checkpoint(self, path: Path, step: int) -> Write:
+        blob = self._runtime.store.put_file(path)
+        if blob.sha256 not in self._checkpoints:
+            self._checkpoints.append(blob.sha256)
+        while len(self._checkpoints) > _KEPT_CHECKPOINTS:
+            self._runtime.store.delete(self._checkpoints.pop(0))
+        return partial(
+            repository.record_checkpoint, claim=self._claim, sha256=blob.sha256, step=step
+        )
+
+    def _conclude(self, outcome: Outcome, supervisor: Supervisor, workdir: Path) -> None:
+        claim = self._claim
+        match outcome.ending:
+            case Ending.DONE:
+                self._publish(outcome.message, supervisor, workdir / "out")
+            case Ending.FAILED:
+                error = {k: v for k, v in outcome.message.items() if k != "type"}
+                with self._runtime.database.write() as session:
+                    repository.fail(session, claim, error)
+            case Ending.STOPPED:
+                with self._runtime.database.write() as session:
+                    repository.release(session, claim)
+                return  # the checkpoints stay: the next attempt goes on from them
+            case Ending.CRASHED:
+                self._give_up(outcome.message)
+                return
+            case Ending.CANCELLED:
+                with self._runtime.database.write() as session:
+                    repository.finish_cancel(session, claim)
+            case Ending.LOST:
+                return
+        for sha256 in self._checkpoints:
+            self._runtime.store.delete(sha256)
+
+    def _give_up(self, error: dict[str, Any]) -> None:
+        limit = self._runtime.settings.max_attempts
+        with self._runtime.database.write() as session:
+            repository.give_up_attempt(session, self._claim, error, max_attempts=limit)
+
+    def _publish(self, done: dict[str, Any], supervisor: Supervisor, out: Path) -> None:
+        """Store the exported files, then publish the model and end the job in one transaction."""
+        store = self._runtime.store
+        adapter = store.put_file(out / "adapter.safetensors")
+        config_sha256 = store.put_file(out / "config.json").sha256
+        card_sha256 = store.put_file(out / "README.md").sha256
+        config = json.loads((out / "config.json").read_text())
+        while True:
+            try:
+                with self._runtime.database.write() as session:
+                    job = repository.get_job(session, self._claim.row_id)
+                    model = ModelRow(
+                        id=new_model_id(),
+                        name=job.name,
+                        job_id=job.id,
+                        dataset_id=job.dataset_id,
+                        backbone=config["backbone"]["name"],
+                        adapter_sha256=adapter.sha256,
+                        adapter_bytes=adapter.size_bytes,
+                        config_sha256=config_sha256,
+                        card_sha256=card_sha256,
+                        classes=config["classes"],
+                        metrics=done["metrics"],
+                    )
+                    repository.publish(session, self._claim, model)
+            except DBAPIError as error:
+                # If the COMMIT went through before the connection broke, the next try finds the
+                # job succeeded and raises LeaseLostError: published once all the same.
+                if supervisor.time_to_fence_s < _PUBLISH_RETRY_S:
+                    raise LeaseLostError("the database was out of reach for too long") from error
+                logger.warning("could not publish %s: %s", self._claim.row_id, error)
+                supervisor.pause(_PUBLISH_RETRY_S)
+            except LeaseLostError:
+                with self._runtime.database.write() as session:
+                    job = repository.get_job(session, self._claim.row_id)
+                    if job.state == "cancelling" and job.attempt == self._claim.attempt:
+                        repository.finish_cancel(session, self._claim)
+                        return
+                raise
+            else:
+                return
