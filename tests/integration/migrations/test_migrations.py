@@ -1,0 +1,142 @@
+"""The revisions on SQLite and, where one can be reached, on PostgreSQL."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from psycopg import sql
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import IntegrityError
+
+from core.platform.datasets.repository import create_dataset
+from core.platform.db.base import Base
+from core.platform.db.engine import Database
+from core.platform.db.migrate import (
+    downgrade_to,
+    find_revision,
+    head_revision,
+    migration_connection,
+    upgrade_to_head,
+)
+from core.platform.db.tables import JobEventRow
+
+_ROOT = Path(__file__).parents[3]
+_POSTGRES_URL = os.environ.get(  # noqa: TID251 - tests find their servers here, not in the settings
+    "IDAT_TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/test"
+)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of its own."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'idat.db'}"
+        return
+    name = f"idat_migrations_{uuid.uuid4().hex[:12]}"
+    try:
+        server = psycopg.connect(_POSTGRES_URL, autocommit=True, connect_timeout=2)
+    except psycopg.OperationalError as error:
+        pytest.skip(f"PostgreSQL at IDAT_TEST_DATABASE_URL cannot be reached: {error}")
+    with server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield _POSTGRES_URL.rsplit("/", 1)[0] + f"/{name}"
+        finally:
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    database = Database(url)
+    yield database
+    database.dispose()
+
+
+def _tables(database: Database) -> set[str]:
+    return set(inspect(database.engine).get_table_names()) - {"alembic_version"}
+
+
+def test_up_creates_the_declared_tables_and_down_removes_them(url: str, database: Database) -> None:
+    upgrade_to_head(url)
+    assert _tables(database) == set(Base.metadata.tables)
+    with database.read() as session:
+        assert find_revision(session) == head_revision()
+
+    downgrade_to(url, "base")
+    assert _tables(database) == set()
+    with database.read() as session:
+        assert find_revision(session) is None
+
+    upgrade_to_head(url)
+    assert _tables(database) == set(Base.metadata.tables)
+
+
+def test_revisions_and_declared_tables_do_not_differ(url: str, database: Database) -> None:
+    upgrade_to_head(url)
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_comparison_sees_a_missing_column(url: str, database: Database) -> None:
+    upgrade_to_head(url)
+    with database.write() as session:
+        session.execute(text("ALTER TABLE models DROP COLUMN adapter_bytes"))
+    with database.engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    assert [(kind, table) for kind, _, table, _ in differences] == [("add_column", "models")]
+
+
+def test_upgrading_again_keeps_the_rows(url: str, database: Database) -> None:
+    upgrade_to_head(url)
+    with database.write() as session:
+        dataset = create_dataset(
+            session, name="kept", seed=0, archive_sha256="0" * 64, archive_bytes=1, archive_name=""
+        )
+    upgrade_to_head(url)
+    with database.read() as session:
+        names = session.execute(text("SELECT id, name FROM datasets")).all()
+    assert [tuple(row) for row in names] == [(dataset.id, "kept")]
+
+
+def test_the_migrated_tables_enforce_their_references(url: str, database: Database) -> None:
+    upgrade_to_head(url)
+    orphan = JobEventRow(job_id="ftjob_none", attempt=0, level="info", type="message", message="")
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.add(orphan)
+
+
+def _fail_half_way(url: str) -> None:
+    with migration_connection(url) as connection:
+        connection.execute(text("CREATE TABLE half_done (id INTEGER)"))
+        raise RuntimeError("power cut")
+
+
+def test_a_failing_revision_changes_nothing(url: str, database: Database) -> None:
+    upgrade_to_head(url)
+    with pytest.raises(RuntimeError, match="power cut"):
+        _fail_half_way(url)
+    assert "half_done" not in _tables(database)
+
+
+def test_processes_that_start_together_migrate_once(
+    url: str, database: Database, tmp_path: Path
+) -> None:
+    environment = {"IDAT_DATABASE_URL": url, "IDAT_DATA_DIR": str(tmp_path), "PATH": ""}
+    command = [sys.executable, "-m", "migrations", "upgrade"]
+    processes = [
+        subprocess.Popen(command, cwd=_ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    outcomes = [(process.communicate()[1], process.returncode) for process in processes]
+    assert outcomes == [("", 0)] * 4
+    assert _tables(database) == set(Base.metadata.tables)
