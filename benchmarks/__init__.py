@@ -1,0 +1,1 @@
+"""Measurements, and the small tasks they are made on."""

@@ -1,0 +1,1 @@
+"""Frozen pretrained networks that adapters are put into."""

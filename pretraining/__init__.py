@@ -1,0 +1,1 @@
+"""Pretraining of the starter pair on generated images; nothing at run time imports this package."""

@@ -1,0 +1,1 @@
+"""Generated training images: shapes, textures and scenes, drawn from a seed alone."""
