@@ -1,0 +1,1 @@
+"""Datasets: from uploaded bytes to rows that name an immutable set of images."""
