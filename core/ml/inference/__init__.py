@@ -1,0 +1,1 @@
+"""Classify images with exported models that share resident backbones."""

@@ -1,0 +1,1 @@
+"""Distillation losses on logits, one file each, differentiable in student and teacher alike."""
