@@ -11,16 +11,14 @@ Codes of `ArchiveError`, all of them the uploader's to repair:
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 from core.errors import InvalidError
-from core.settings import Settings
 from core.types import Split
 
 #: A file that inflates to more than this many times its compressed size is a bomb.
 MAX_RATIO = 100
 
-_INFLATED_PER_ARCHIVE_BYTE = 4
 _SHOWN_CHARS = 160
 
 
@@ -43,15 +41,6 @@ class ArchiveLimits:
     max_files: int = 200_000
     max_image_bytes: int = 32 * 2**20
     max_total_bytes: int = 32 * 2**30
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """Return the limits of this installation."""
-        return cls(
-            max_files=settings.max_archive_files,
-            max_image_bytes=settings.max_image_bytes,
-            max_total_bytes=_INFLATED_PER_ARCHIVE_BYTE * settings.max_archive_bytes,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,252 @@
+"""The one way from encoded bytes to pixels, shared by training and serving.
+
+What happens to an image, always and in this order:
+
+1. The format is told by content: JPEG, PNG, WebP or BMP, whatever the file's name says.
+2. The size is checked before any pixel is decoded; then everything is decoded, so that a cut file
+   shows. Of an animation the first frame counts.
+3. The EXIF orientation is applied; an unreadable EXIF block means upright. Colour profiles are
+   ignored.
+4. Pixels become 8-bit RGB: grey is repeated, palettes looked up, CMYK converted without a profile,
+   16-bit grey divided by 257, transparency laid over white.
+5. The image is resized to a square by bicubic interpolation, without keeping its proportions and
+   without a crop.
+"""
+
+import contextlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from core.errors import InvalidError
+
+#: Enters the identity of every dataset and cache; raise it when any pixel of any image may change.
+PREPROCESS_VERSION = 1
+
+#: Pillow's names of the formats that are opened. The list is passed on every call: Pillow would
+#: otherwise try decoders as old as EPS, which runs a program.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+#: Registered here once: looking for a decoder at the first call would import all of Pillow's.
+_PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin)
+
+MAX_PIXELS = 50_000_000
+MIN_SIDE_PX = 2
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa"})
+_WHITE = (255, 255, 255, 255)
+_UINT16_TO_UINT8 = 257
+
+#: What Pillow's decoders raise for damaged bytes, besides OSError.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageError(InvalidError):
+    """The bytes are no image that is read here.
+
+    Codes: `unsupported_format` · `image_truncated` · `image_undecodable` · `pixel_bomb` ·
+    `image_too_small`.
+
+    Attributes:
+        cause: what is wrong, without a full stop.
+        hint: what to do about it, likewise.
+    """
+
+    code = "image_undecodable"
+
+    def __init__(self, cause: str, hint: str, *, code: str) -> None:
+        super().__init__(f"{cause}: {hint}.", code=code)
+        self.cause = cause
+        self.hint = hint
+
+
+class Conversion(StrEnum):
+    """What had to be done to an image's pixels, for the dataset's report."""
+
+    ROTATED = "exif_rotation"  #: the EXIF orientation was not upright
+    ALPHA = "alpha_on_white"  #: transparency was laid over white
+    CMYK = "cmyk_to_rgb"  #: printing colours were converted without a profile
+    DEEP = "16_bit_to_8_bit"  #: 16-bit grey was reduced
+    FIRST_FRAME = "first_frame"  #: an animation was reduced to its first frame
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An upright RGB image and what its file was.
+
+    Attributes:
+        image: mode RGB, orientation applied.
+        format: Pillow's name of the format.
+        width: pixels, after the orientation.
+        height: pixels, after the orientation.
+        conversions: what was done to the pixels.
+    """
+
+    image: Image.Image
+    format: str
+    width: int
+    height: int
+    conversions: frozenset[Conversion]
+
+
+def preprocess(
+    data: bytes, image_px: int, *, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """Return an encoded image as uint8 of shape (image_px, image_px, 3), red first.
+
+    Raises:
+        ImageError: see `decode_image`.
+    """
+    return resize_image(decode_image(data, max_pixels=max_pixels), image_px)
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an encoded image, decoded in full, upright, in mode RGB.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: largest width x height; Pillow's own guard stops at 179 million regardless.
+
+    Raises:
+        ImageError: with the code of what is wrong.
+    """
+    return read_image(data, max_pixels=max_pixels).image
+
+
+def resize_image(image: Image.Image, image_px: int) -> npt.NDArray[np.uint8]:
+    """Return an RGB image as uint8 of shape (image_px, image_px, 3), proportions not kept."""
+    size = (image_px, image_px)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def read_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode like `decode_image` and tell what was found on the way.
+
+    Raises:
+        ImageError: see `decode_image`.
+    """
+    image = _open(data)
+    if image.width * image.height > max_pixels:
+        raise _bomb(f"{image.width} x {image.height} pixels, at most {max_pixels} in all are read")
+    if min(image.size) < MIN_SIDE_PX:
+        raise ImageError(
+            f"The image has {image.width} x {image.height} pixels",
+            f"each side needs at least {MIN_SIDE_PX}",
+            code="image_too_small",
+        )
+    try:
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise _bomb(str(error)) from error
+    except _DECODE_ERRORS as error:
+        raise _damaged(error) from error
+    conversions: set[Conversion] = set()
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a thumbnail follows
+        conversions.add(Conversion.FIRST_FRAME)
+    transpose = _TRANSPOSES.get(_read_orientation(image))
+    upright = _to_rgb(image, conversions)
+    if transpose is not None:
+        conversions.add(Conversion.ROTATED)
+        upright = upright.transpose(transpose)
+    return DecodedImage(
+        image=upright,
+        format="JPEG" if image.format == "MPO" else str(image.format),
+        width=upright.width,
+        height=upright.height,
+        conversions=frozenset(conversions),
+    )
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _bomb(str(error)) from error
+    except UnidentifiedImageError as error:
+        if _claims_known_format(data):
+            raise _damaged(error) from error
+        raise ImageError(
+            "The content is not JPEG, PNG, WebP or BMP, whatever the name says",
+            "convert the file",
+            code="unsupported_format",
+        ) from error
+    except _DECODE_ERRORS as error:
+        raise _damaged(error) from error
+
+
+def _bomb(what: str) -> ImageError:
+    return ImageError(f"The image is too large ({what})", "save it smaller", code="pixel_bomb")
+
+
+def _claims_known_format(data: bytes) -> bool:
+    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    return is_webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+
+
+def _damaged(error: Exception) -> ImageError:
+    reason = str(error)
+    if "truncated" in reason.lower():
+        return ImageError(
+            f"The image is cut ({reason})", "send the whole file", code="image_truncated"
+        )
+    if isinstance(error, UnidentifiedImageError):
+        reason = "its header cannot be read"
+    return ImageError(f"The image is damaged ({reason})", "save it again", code="image_undecodable")
+
+
+def _read_orientation(image: Image.Image) -> int:
+    # A broken EXIF block says nothing about the pixels, and its parser can raise nearly anything.
+    with contextlib.suppress(Exception):
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    return 1
+
+
+def _to_rgb(image: Image.Image, conversions: set[Conversion]) -> Image.Image:
+    if image.mode in _DEEP_GREY_MODES:
+        conversions.add(Conversion.DEEP)
+        deep = np.asarray(image).astype(np.int64)
+        grey = np.clip(deep // _UINT16_TO_UINT8, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        conversions.add(Conversion.ALPHA)
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+    if image.mode == "CMYK":
+        conversions.add(Conversion.CMYK)
+    return image.convert("RGB")
