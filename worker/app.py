@@ -1,4 +1,4 @@
-"""The Celery application: `python -m worker`, or `celery -A worker.app` with options of your own."""
+"""The Celery application: `python -m worker`, or `celery -A worker.app` with other options."""
 
 import logging
 from typing import Any

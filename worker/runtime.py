@@ -1,6 +1,7 @@
 """What a worker process needs at hand: settings, database, store, its worker's folder."""
 
 import os
+import signal
 import socket
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ _in_pool_process = False
 def _note_pool_process(**_kw: object) -> None:
     global _in_pool_process  # noqa: PLW0603 - true for the life of this process
     _in_pool_process = True
+    # systemd and container engines send SIGTERM to every process of a service at once. A supervisor
+    # must outlive it to hand its job back; the main process tells it through the draining flag.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Runtime:

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from core.clock import monotonic_s
 from core.platform.db.engine import Database
 from core.platform.leases import LeaseLostError
+from core.settings import build_environment
 from worker.child import REQUEST_FILE, STOP_COMMAND
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,8 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=_PROJECT_ROOT,
+                # cuBLAS repeats itself bit for bit only with this, and reads it before torch can set it.
+                env=build_environment({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}),
                 start_new_session=True,
             )
         messages: queue.Queue[dict[str, Any] | None] = queue.Queue()

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.clock import monotonic_s
+from core.platform.datasets import repository as datasets
 from core.platform.db.tables import ModelRow
 from core.platform.jobs import events, repository
 from core.platform.leases import Claim, LeaseLostError
@@ -114,6 +115,7 @@ class TrainingAttempt:
                 "caches": {px: str(store.fetch(str(sha))) for px, sha in dataset.caches.items()},
             },
             "checkpoint": checkpoint,
+            "checkpoint_step": job.checkpoint_step,
             "checkpoint_interval_s": settings.checkpoint_interval_s,
             "weights_dir": str(settings.weights_dir.resolve()) if settings.weights_dir else None,
             "device": settings.device,
@@ -148,14 +150,23 @@ class TrainingAttempt:
                         data=message.get("data", {}),
                     )
                 ]
+            case "cache":
+                return [self._store_cache(Path(message["path"]), int(message["image_px"]))]
             case "checkpoint":
                 return [self._store_checkpoint(Path(message["path"]), int(message["step"]))]
             case other:
                 logger.warning("the trainer sent an unknown message %r", other)
                 return []
 
+    def _store_cache(self, path: Path, image_px: int) -> Write:
+        blob = self._runtime.store.put_file(path)
+        return partial(
+            datasets.add_cache, job_id=self._claim.row_id, image_px=image_px, sha256=blob.sha256
+        )
+
     def _store_checkpoint(self, path: Path, step: int) -> Write:
         blob = self._runtime.store.put_file(path)
+        path.unlink()
         if blob.sha256 not in self._checkpoints:
             self._checkpoints.append(blob.sha256)
         while len(self._checkpoints) > _KEPT_CHECKPOINTS:

@@ -5,15 +5,21 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from core.errors import NotFoundError
+from core.errors import ConflictError, NotFoundError
 from core.platform import leases
 from core.platform.db.clock import db_now
-from core.platform.db.tables import DatasetRow
+from core.platform.db.tables import DatasetRow, JobRow
 from core.platform.jobs.repository import promote_waiting
 from core.platform.leases import Claim
 from core.types import DatasetState, new_dataset_id
 
 _HELD = (DatasetState.VALIDATING.value,)
+
+
+class ReportMissingError(ConflictError):
+    """Validation has not written a report, not yet or not at all."""
+
+    code = "report_missing"
 
 
 def create_dataset(
@@ -123,6 +129,14 @@ def mark_ready(
     }
     leases.fenced_update(session, DatasetRow, claim, states=_HELD, values=values)
     promote_waiting(session, claim.row_id, DatasetState.READY)
+
+
+def add_cache(session: Session, *, job_id: str, image_px: int, sha256: str) -> None:
+    """Let later jobs on the dataset of `job_id` use an image cache of another size."""
+    query = select(DatasetRow).join(JobRow, JobRow.dataset_id == DatasetRow.id)
+    dataset = session.scalars(query.where(JobRow.id == job_id).with_for_update()).one()
+    dataset.caches = {**dataset.caches, str(image_px): sha256}
+    session.flush()
 
 
 def mark_unusable(
