@@ -139,7 +139,7 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=_PROJECT_ROOT,
-                # cuBLAS repeats itself bit for bit only with this, and reads it before torch can set it.
+                # cuBLAS repeats itself bit for bit only with this, and reads it before torch can.
                 env=build_environment({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}),
                 start_new_session=True,
             )

@@ -98,13 +98,14 @@ def read_layout(members: Sequence[Member]) -> Layout:
 def _refuse_duplicates(images: Iterable[Member]) -> None:
     seen: dict[str, str] = {}
     for member in images:
-        first = seen.setdefault(collision_key(member.name), member.name)
-        if first is not member.name:
+        key = collision_key(member.name)
+        if key in seen:
             raise ArchiveError(
-                f"{shown(first)} and {shown(member.name)} are the same name, or differ only in "
+                f"{shown(seen[key])} and {shown(member.name)} are the same name, or differ only in "
                 "case or Unicode form: rename one of them (or its folder).",
                 code="duplicate_name",
             )
+        seen[key] = member.name
 
 
 def _wrapper_depth(paths: Sequence[Sequence[str]]) -> int:
