@@ -52,11 +52,7 @@ def create_job(
     ).one_or_none()
     if dataset is None:
         raise NotFoundError(f"there is no dataset {dataset_id}", code="dataset_not_found")
-    if dataset.state in (DatasetState.INVALID, DatasetState.FAILED):
-        raise DatasetUnusableError(
-            f"dataset {dataset_id} is {dataset.state}; see GET /v1/datasets/{dataset_id} for the "
-            "reason, fix the archive and upload it again"
-        )
+    check_usable(dataset)
     ready = dataset.state == DatasetState.READY
     job = JobRow(
         id=new_job_id(),
@@ -70,6 +66,19 @@ def create_job(
     session.flush()
     add_event(session, job.id, "job accepted", event_type="job.created")
     return job
+
+
+def check_usable(dataset: DatasetRow) -> None:
+    """Refuse a dataset that no job can ever train on.
+
+    Raises:
+        DatasetUnusableError: it is invalid or failed.
+    """
+    if dataset.state in (DatasetState.INVALID, DatasetState.FAILED):
+        raise DatasetUnusableError(
+            f"dataset {dataset.id} is {dataset.state}; see GET /v1/datasets/{dataset.id} for the "
+            "reason, fix the archive and upload it again"
+        )
 
 
 def find_job(session: Session, job_id: str) -> JobRow | None:

@@ -1,0 +1,70 @@
+"""`python -m api`: serve the API with the settings of the environment."""
+
+import logging
+import socket
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+
+from api.app import UnsafeBindingError, create_app
+from core.settings import Settings
+
+_GRACE_S = 30
+#: Bounds how many connections wait in the kernel while all threads are busy.
+_BACKLOG = 2048
+
+
+def main() -> int:
+    """Serve until told to stop; return the exit code."""
+    try:
+        settings = Settings()
+        app = create_app(settings)
+        listener = _listen(settings)
+    except ValidationError as error:
+        problems = "; ".join(_describe(detail) for detail in error.errors())
+        return _refuse(f"the settings are wrong: {problems}")
+    except UnsafeBindingError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    with listener:
+        port = listener.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(f"http://{host}:{port}", flush=True)  # noqa: T201 - how a launcher learns the port
+        config = uvicorn.Config(
+            app,
+            access_log=False,  # api.middleware writes one, with request ids
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bind before anything is started, so that a taken port is told in one line."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return socket.create_server(
+        (settings.host, settings.port), family=family, backlog=_BACKLOG, reuse_port=False
+    )
+
+
+def _describe(detail: object) -> str:
+    assert isinstance(detail, dict)
+    names = "_".join(str(part) for part in detail["loc"]).upper()
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"IDAT_{names}: {message}" if names else message
+
+
+def _refuse(reason: str) -> int:
+    print(f"idat api: {reason}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The application: opens the services at start, wires middleware, handlers and routes."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+
+from api import errors
+from api.auth import AuthMiddleware
+from api.deps import ReadinessProbe, Services
+from api.middleware import BodyCapMiddleware, RequestContextMiddleware
+from api.routes import datasets, health, jobs, methods, models
+from api.schemas.problems import Problem
+from api.uploads import remove_abandoned
+from core.platform.db.engine import Database
+from core.platform.doorbell import build_doorbell
+from core.platform.storage.base import BlobStore
+from core.platform.storage.factory import build_store
+from core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+_DESCRIPTION = """\
+Upload images in class folders, fine-tune a network on them with iDAT (or plain adapters), download
+the small adapter or classify with it here.
+
+Every failure is an `application/problem+json` document with a stable `code`; lists come in pages
+(`?after=&limit=&order=`); creating requests take an `Idempotency-Key`.
+"""
+_TAGS = [
+    {"name": "datasets", "description": "Archives of images, and the datasets made of them."},
+    {"name": "fine-tuning", "description": "Jobs, what they may be, and how they go."},
+    {"name": "models", "description": "Trained adapters, to show and to download."},
+    {"name": "inference", "description": "Classify images."},
+    {"name": "health", "description": "For whoever routes traffic here."},
+]
+
+
+class UnsafeBindingError(ValueError):
+    """The server would be open to the network without any key."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application.
+
+    Raises:
+        UnsafeBindingError: the host is not loopback and there are no API keys.
+        InvalidError: the storage URL is not supported (raised when the application starts).
+    """
+    if not settings.is_loopback and not settings.api_keys:
+        raise UnsafeBindingError(
+            f"IDAT_HOST={settings.host} can be reached from other machines: set IDAT_API_KEYS to "
+            "one or more secret keys, or bind 127.0.0.1"
+        )
+    app = FastAPI(
+        title="iDAT fine-tuning service",
+        version=VERSION,
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestContextMiddleware),
+            Middleware(AuthMiddleware, settings=settings),
+            Middleware(BodyCapMiddleware),
+        ],
+    )
+    app.state.settings = settings
+    errors.install(app)
+    app.include_router(health.router)
+    # For the documentation: `AuthMiddleware` decides, before anything of the request is read.
+    documented = [Depends(HTTPBearer(auto_error=False))]
+    if "control" in settings.roles:
+        for module in (datasets, methods, jobs, models):
+            app.include_router(module.router, dependencies=documented)
+    if "inference" in settings.roles:
+        # By name: importing it loads torch, which the control role lives without.
+        classify = import_module("api.routes.classify")
+        app.include_router(classify.router, dependencies=documented)
+    app.openapi = lambda: _build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    for path in remove_abandoned(settings.scratch_dir):
+        logger.info("removed %s, left by an upload whose process was killed", path.name)
+    database = Database(settings.resolved_database_url)
+    try:
+        store = build_store(settings.resolved_storage_url)
+        app.state.services = Services(
+            settings=settings,
+            database=database,
+            store=store,
+            doorbell=build_doorbell(settings.broker_url),
+            inference=await run_in_threadpool(_build_inference, settings, store),
+        )
+        yield
+    finally:
+        database.dispose()
+
+
+def _build_inference(settings: Settings, store: BlobStore) -> ReadinessProbe | None:
+    if "inference" not in settings.roles:
+        return None
+    engine: ReadinessProbe = import_module("api.inference").InferenceEngine(settings, store)
+    return engine
+
+
+def _build_openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            tags=app.openapi_tags,
+            routes=app.routes,
+        )
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(problem.pop("$defs"))
+        schemas["Problem"] = problem
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,84 @@
+"""What a route may ask for: the services opened at start, as annotated parameters."""
+
+from dataclasses import dataclass
+from typing import Annotated, Protocol, cast
+
+from fastapi import Depends, Path, Request
+
+from core.errors import UnsupportedTypeError
+from core.platform.db.engine import Database
+from core.platform.doorbell import Doorbell
+from core.platform.storage.base import BlobStore
+from core.settings import Settings
+
+
+class ReadinessProbe(Protocol):
+    """The inference engine as readiness sees it; the rest of it is known to `api.inference`."""
+
+    def find_fault(self) -> str | None:
+        """Return why no image can be classified now, or None."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that a process of the API holds open.
+
+    Attributes:
+        settings: what it was started with.
+        database: the truth.
+        store: the blobs.
+        doorbell: wakes workers.
+        inference: the inference engine, None without that role.
+    """
+
+    settings: Settings
+    database: Database
+    store: BlobStore
+    doorbell: Doorbell
+    inference: ReadinessProbe | None = None
+
+
+def get_services(request: Request) -> Services:
+    """Return what the lifespan opened."""
+    return cast(Services, request.app.state.services)
+
+
+def _get_settings(request: Request) -> Settings:
+    return get_services(request).settings
+
+
+def _get_database(request: Request) -> Database:
+    return get_services(request).database
+
+
+def _get_store(request: Request) -> BlobStore:
+    return get_services(request).store
+
+
+def _get_doorbell(request: Request) -> Doorbell:
+    return get_services(request).doorbell
+
+
+def require_json(request: Request) -> None:
+    """Refuse a body that does not say that it is JSON.
+
+    Raises:
+        UnsupportedTypeError: it says something else, or nothing.
+    """
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedTypeError(
+            f"this route reads application/json, not {content_type or 'a body without a type'!r}"
+        )
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+SettingsDep = Annotated[Settings, Depends(_get_settings)]
+DatabaseDep = Annotated[Database, Depends(_get_database)]
+StoreDep = Annotated[BlobStore, Depends(_get_store)]
+DoorbellDep = Annotated[Doorbell, Depends(_get_doorbell)]
+
+#: An id, or a model's name, in a path. The pattern keeps bytes out that no database would take.
+REFERENCE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+ReferencePath = Annotated[str, Path(pattern=REFERENCE_PATTERN)]

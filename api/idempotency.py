@@ -1,0 +1,97 @@
+"""The `Idempotency-Key` header: create once, answer every repetition with what was created."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Header
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from core.platform.db.engine import Database
+from core.platform.idempotency import find_resource, remember
+
+Row = TypeVar("Row")
+
+#: Header of an answer that repeats an earlier one.
+REPLAYED_HEADER = "Idempotent-Replayed"
+
+
+def _read_key(
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            pattern=r"^[\x21-\x7e]{1,200}$",
+            description="Chosen by the caller, once for each thing to create; makes a repetition "
+            "of the request safe.",
+        ),
+    ] = None,
+) -> str | None:
+    return idempotency_key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_read_key)]
+
+
+def digest_request(route: str, content: dict[str, Any]) -> str:
+    """Return a digest that two requests share if they ask for the same."""
+    text = json.dumps([route, content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find_created(
+    database: Database, key: str | None, digest: str, load: Callable[[Session, str], Row]
+) -> Row | None:
+    """Return what this request has created before, or None.
+
+    Raises:
+        IdempotencyKeyReusedError: the key belongs to another request.
+    """
+    if key is None:
+        return None
+    with database.read() as session:
+        resource_id = find_resource(session, key, digest)
+        return None if resource_id is None else load(session, resource_id)
+
+
+def create_once(
+    database: Database,
+    key: str | None,
+    digest: str,
+    *,
+    create: Callable[[Session], tuple[str, Row]],
+    load: Callable[[Session, str], Row],
+) -> tuple[Row, bool]:
+    """Create a row, or find the one that the same request has created before.
+
+    Args:
+        database: where.
+        key: the request's key, None if it has none.
+        digest: of the request.
+        create: inserts the row and returns it with its id.
+        load: reads a row by its id.
+
+    Returns:
+        The row, and whether it was created just now.
+
+    Raises:
+        IdempotencyKeyReusedError: the key belongs to another request.
+    """
+    try:
+        with database.write() as session:
+            if key is not None:
+                resource_id = find_resource(session, key, digest)
+                if resource_id is not None:
+                    return load(session, resource_id), False
+            created_id, row = create(session)
+            if key is not None:
+                remember(session, key, digest, created_id)
+            return row, True
+    except IntegrityError:
+        # On PostgreSQL two requests with one key may both have found nothing; the slower one fails
+        # at its insert, after the faster one's commit, and finds that one's row.
+        earlier = find_created(database, key, digest, load)
+        if earlier is None:
+            raise
+        return earlier, False

@@ -1,0 +1,102 @@
+"""What every request passes through: its id, the access log, the last net for bugs, the body cap.
+
+Pure ASGI, so that uploads and downloads stream through without being wrapped in tasks.
+"""
+
+import logging
+import re
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import internal_problem, problem_of
+from core.clock import monotonic_s
+from core.errors import TooLargeError
+
+logger = logging.getLogger("api.access")
+
+_REQUEST_ID = "x-request-id"
+_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+#: Largest body of a route that reads JSON. Real ones are below 10 kB.
+MAX_JSON_BYTES = 1 << 20
+#: Routes that stream their body and count it themselves.
+_STREAMING = re.compile(r"/v1/datasets/?|/v1/models/[^/]+/classify/?")
+
+
+class RequestContextMiddleware:
+    """Gives each request an id and a line in the access log, and turns a bug into a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and see that there is an answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(_REQUEST_ID, "")
+        request_id = given if _ACCEPTABLE_ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+        started_s = monotonic_s()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[_REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s: %s %s broke", request_id, scope["method"], scope["path"])
+            if status:
+                raise  # the answer is under way: all that is left is to break the connection
+            await internal_problem(request_id)(scope, receive, send_with_id)
+        finally:
+            took_ms = (monotonic_s() - started_s) * 1000
+            # %r: a path may hold anything, and one request is one line.
+            logger.info(
+                "%s %r %d %.1fms %s", scope["method"], scope["path"], status, took_ms, request_id
+            )
+
+
+class BodyCapMiddleware:
+    """Refuses bodies over `MAX_JSON_BYTES`, declared or counted, but on the streaming routes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, counting."""
+        if scope["type"] != "http" or _STREAMING.fullmatch(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared) > MAX_JSON_BYTES:
+            error = TooLargeError(_too_large())
+            await problem_of(scope["state"]["request_id"], error)(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                received_bytes += len(message.get("body", b""))
+                if received_bytes > MAX_JSON_BYTES:
+                    # FastAPI lets this type alone out of its reading of the body.
+                    raise HTTPException(413, _too_large())
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+
+def _too_large() -> str:
+    return f"the body is over {MAX_JSON_BYTES} bytes, the limit of this route"

@@ -1,0 +1,207 @@
+"""Fine-tuning jobs: create, watch, cancel."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.orm import Session
+
+from api.deps import DatabaseDep, DoorbellDep, ReferencePath, require_json
+from api.idempotency import REPLAYED_HEADER, IdempotencyKey, create_once, digest_request
+from api.job_requests import build_slug, count_frozen, count_steps, count_trainable, resolve
+from api.pagination import LogPageDep, Page, PageDep
+from api.schemas.jobs import (
+    EpochMetrics,
+    Job,
+    JobEstimate,
+    JobEvent,
+    JobProgress,
+    JobRequest,
+    TrainableByRole,
+)
+from api.schemas.problems import problems
+from core.clock import now_s
+from core.errors import FieldError, InvalidError, NotFoundError
+from core.platform.datasets.repository import get_dataset
+from core.platform.db.tables import DatasetRow, JobRow
+from core.platform.doorbell import TRAIN_TASK
+from core.platform.jobs import events, repository
+from core.platform.jobs.specs import JobSpec
+from core.types import DatasetId, DatasetState, JobState, Split
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+_EVENT_ID = re.compile(r"evt_([0-9]{1,18})")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Job | JobEstimate,
+    responses={
+        **problems(400, 409, 413, 415, 422),
+        200: {"model": JobEstimate, "description": "With `dry_run`: nothing was created."},
+    },
+    dependencies=[Depends(require_json)],
+)
+def create_job(
+    *,
+    wanted: JobRequest,
+    database: DatabaseDep,
+    doorbell: DoorbellDep,
+    background: BackgroundTasks,
+    response: Response,
+    key: IdempotencyKey,
+    dry_run: Annotated[bool, Query(description="Only say what the job would be.")] = False,
+) -> Job | JSONResponse:
+    """Create a job; it waits for its dataset if that is not validated yet."""
+    spec = resolve(wanted)
+    if dry_run:
+        return JSONResponse(_estimate(database, wanted, spec).model_dump(mode="json"))
+    digest = digest_request("POST /v1/fine_tuning/jobs", wanted.model_dump(mode="json"))
+
+    def create(session: Session) -> tuple[str, JobRow]:
+        dataset = _find_dataset(session, wanted.dataset_id)
+        _check_size(dataset, spec)
+        row = repository.create_job(
+            session,
+            dataset_id=DatasetId(dataset.id),
+            name=wanted.name or build_slug(dataset.name),
+            spec=spec,
+            metadata=dict(wanted.metadata),
+        )
+        session.refresh(row)
+        return row.id, row
+
+    row, is_new = create_once(database, key, digest, create=create, load=repository.get_job)
+    if is_new and row.state == JobState.QUEUED:
+        # After the commit and after the answer: a broker that hangs delays nobody.
+        background.add_task(doorbell.ring, TRAIN_TASK)
+    if not is_new:
+        response.headers[REPLAYED_HEADER] = "true"
+    response.headers["Location"] = f"{router.prefix}/{row.id}"
+    with database.read() as session:
+        return _show(session, repository.get_job(session, row.id))
+
+
+@router.get("", responses=problems(422))
+def list_jobs(
+    database: DatabaseDep,
+    page: PageDep,
+    status: Annotated[JobState | None, Query(description="Only jobs that stand there.")] = None,
+) -> Page[Job]:
+    """List jobs, newest first."""
+    with database.read() as session:
+        rows = repository.list_jobs(
+            session,
+            after=page.after,
+            limit=page.limit + 1,
+            descending=page.descending,
+            state=None if status is None else status.value,
+        )
+        return page.build_page(rows, lambda row: _show(session, row))
+
+
+@router.get("/{job_id}", responses=problems(404))
+def get_job(database: DatabaseDep, job_id: ReferencePath) -> Job:
+    """Show one job."""
+    with database.read() as session:
+        return _show(session, repository.get_job(session, job_id))
+
+
+@router.get("/{job_id}/events", responses=problems(404, 422))
+def list_events(database: DatabaseDep, job_id: ReferencePath, page: LogPageDep) -> Page[JobEvent]:
+    """Read a job's log, oldest first; `after` takes the id of the last event seen."""
+    after = _parse_event_id(page.after)
+    with database.read() as session:
+        repository.get_job(session, job_id)
+        rows = events.list_events(
+            session, job_id, after=after, limit=page.limit + 1, descending=page.descending
+        )
+    return page.build_page(rows, JobEvent.from_row)
+
+
+@router.get("/{job_id}/metrics", responses=problems(404))
+def list_metrics(database: DatabaseDep, job_id: ReferencePath) -> Page[EpochMetrics]:
+    """Read the metrics of every epoch so far."""
+    with database.read() as session:
+        repository.get_job(session, job_id)
+        rows = events.list_epochs(session, job_id)
+    return Page[EpochMetrics](data=[EpochMetrics.from_row(row) for row in rows], has_more=False)
+
+
+@router.post("/{job_id}/cancel", responses=problems(404, 409))
+def cancel_job(database: DatabaseDep, job_id: ReferencePath) -> Job:
+    """Cancel a job; one that runs is `cancelling` until its trainer has stopped."""
+    with database.write() as session:
+        return _show(session, repository.request_cancel(session, job_id))
+
+
+def _estimate(database: DatabaseDep, wanted: JobRequest, spec: JobSpec) -> JobEstimate:
+    with database.read() as session:
+        dataset = _find_dataset(session, wanted.dataset_id)
+    repository.check_usable(dataset)
+    is_ready = dataset.state == DatasetState.READY
+    return JobEstimate(
+        name=wanted.name or build_slug(dataset.name),
+        dataset_id=dataset.id,
+        dataset_status=dataset.state,
+        spec=spec.to_json(),
+        trainable_parameters=count_trainable(spec, len(dataset.classes)) if is_ready else None,
+        frozen_parameters=count_frozen(spec),
+        steps=count_steps(spec, _count_train_images(dataset)) if is_ready else None,
+    )
+
+
+def _find_dataset(session: Session, dataset_id: str) -> DatasetRow:
+    try:
+        return get_dataset(session, dataset_id)
+    except NotFoundError as error:
+        # The route exists; it is the body that names something unknown.
+        field = FieldError("/dataset_id", error.message, error.code)
+        raise InvalidError(error.message, code=error.code, fields=(field,)) from error
+
+
+def _check_size(dataset: DatasetRow, spec: JobSpec) -> None:
+    if dataset.state == DatasetState.READY:
+        count_steps(spec, _count_train_images(dataset))
+
+
+def _count_train_images(dataset: DatasetRow) -> int:
+    count = dataset.splits.get(Split.TRAIN.value, 0)
+    assert isinstance(count, int)
+    return count
+
+
+def _parse_event_id(after: str | None) -> int:
+    if after is None:
+        return 0
+    match = _EVENT_ID.fullmatch(after)
+    if match is None:
+        detail = {"type": "event_id", "loc": ("query", "after"), "msg": "must be an id like evt_42"}
+        raise RequestValidationError([detail])
+    return int(match[1])
+
+
+def _show(session: Session, row: JobRow) -> Job:
+    dataset = repository.get_dataset_of(session, row)
+    trainable: TrainableByRole | None = None
+    if dataset.classes:
+        trainable = count_trainable(JobSpec.from_json(row.spec), len(dataset.classes))
+    return Job.from_row(row, progress=_build_progress(session, row), trainable=trainable)
+
+
+def _build_progress(session: Session, row: JobRow) -> JobProgress:
+    """Put what the trainer last said and what the queue knows into one shape."""
+    state = JobState(row.state)
+    progress = JobProgress.from_report(row.progress or {})
+    if state is JobState.SUCCEEDED:
+        progress = progress.model_copy(update={"percent": 100.0, "eta_s": 0.0})
+    elif state in (JobState.RUNNING, JobState.CANCELLING) and progress.eta_s is not None:
+        progress.estimated_finish = int(now_s() + progress.eta_s)
+    else:
+        progress.eta_s = None
+    progress.queue_position = repository.queue_position(session, row)
+    return progress

@@ -1,0 +1,63 @@
+"""Field types that several requests and answers share."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+#: A slug: it appears in URLs and in file names.
+SLUG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+MAX_SEED = 2**32 - 1
+
+Value = TypeVar("Value")
+
+
+class _AutoSchema:
+    """Shows `"auto"` in the documentation; the code sees None."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        given = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
+        return {"anyOf": [{"const": "auto"}, *given]}
+
+
+def _none_of_auto(value: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
+    return None if value == "auto" else value
+
+
+#: Marks `X | None` as `X | "auto"`: the value that the pair, or the service, thinks best.
+AUTO = (BeforeValidator(_none_of_auto), _AutoSchema())
+
+AutoInt = Annotated[Annotated[int, Field(strict=True)] | None, *AUTO]
+AutoFloat = Annotated[Annotated[float, Field(strict=True, allow_inf_nan=False)] | None, *AUTO]
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("control characters are not allowed")
+    return value
+
+
+def _trimmed(limit: int) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        value = value.strip()
+        if not 1 <= len(value) <= limit:
+            raise ValueError(f"must have 1 to {limit} characters")
+        return value
+
+    return check
+
+
+#: A name for people: any script, no control characters, of 1 to 200 characters.
+DisplayName = Annotated[str, AfterValidator(_trimmed(200)), AfterValidator(_printable)]
+Slug = Annotated[str, Field(pattern=SLUG_PATTERN)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+def to_unix_s(timestamp_s: float | None) -> int | None:
+    """Return a time of the database in whole unix seconds."""
+    return None if timestamp_s is None else int(timestamp_s)

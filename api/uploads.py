@@ -1,0 +1,161 @@
+"""An uploaded archive on its way to disk: hashed while it arrives, removed unless it is kept."""
+
+import errno
+import fcntl
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+
+from starlette.requests import Request
+
+from api.multipart import FieldSink, PartHeader, PartSink, read_multipart
+from core.errors import FieldError, InvalidError, StorageFullError
+
+_PREFIX = "upload-"
+_FIELDS = ("name", "seed")
+_MAX_PARTS = 10
+
+
+@dataclass
+class ReceivedArchive:
+    """An archive in the scratch folder, and what came with it.
+
+    Attributes:
+        path: where its bytes are, for as long as the block that received it lasts.
+        sha256: their digest.
+        size_bytes: their number.
+        file_name: the client's name of the file.
+        fields: the plain form fields.
+    """
+
+    path: Path
+    sha256: str = ""
+    size_bytes: int = 0
+    file_name: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def receive_archive(
+    request: Request, scratch_dir: Path, *, max_bytes: int
+) -> AsyncIterator[ReceivedArchive]:
+    """Stream the form field `file` into the scratch folder; remove it at the end of the block.
+
+    Whoever wants to keep the file moves it away inside the block.
+
+    Raises:
+        InvalidError: the form has no file, two of them, or an unknown field.
+        StorageFullError: the disk is full.
+        TooLargeError, MalformedError, UnsupportedTypeError, ClientDisconnect: as in
+            `read_multipart`.
+    """
+    received = ReceivedArchive(scratch_dir / f"{_PREFIX}{secrets.token_hex(8)}")
+    try:
+        # Unbuffered: nothing is left to be written, and to fail again, when the file is closed.
+        with received.path.open("xb", buffering=0) as target:
+            # Tells `remove_abandoned` that this upload's process lives.
+            fcntl.flock(target, fcntl.LOCK_EX)
+            form = _ArchiveForm(target)
+            await read_multipart(request, form.open_part, max_bytes=max_bytes, max_parts=_MAX_PARTS)
+            form.complete(received)
+        yield received
+    finally:
+        received.path.unlink(missing_ok=True)
+
+
+def remove_abandoned(scratch_dir: Path) -> list[Path]:
+    """Remove what killed processes left of their uploads; return the paths."""
+    removed = []
+    for path in scratch_dir.glob(f"{_PREFIX}*"):
+        try:
+            with path.open("rb") as upload:
+                fcntl.flock(upload, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        removed.append(path)
+    return removed
+
+
+class _ArchiveForm:
+    """Sends the file to disk and keeps the fields."""
+
+    def __init__(self, target: FileIO) -> None:
+        self._target = target
+        self._file: _FileSink | None = None
+        self._fields: dict[str, FieldSink] = {}
+
+    def open_part(self, header: PartHeader) -> PartSink:
+        """Return where a part goes."""
+        if header.name == "file":
+            if self._file is not None:
+                raise _field_error("file", "send one archive", "too_many")
+            if header.file_name is None:
+                raise _field_error("file", "send it as a file, with a file name", "required")
+            self._file = _FileSink(self._target, header.file_name)
+            return self._file
+        if header.name not in _FIELDS:
+            allowed = ", ".join(("file", *_FIELDS))
+            raise _field_error(header.name, f"unknown field; allowed: {allowed}", "unknown_field")
+        if header.name in self._fields:
+            raise _field_error(header.name, "given twice", "too_many")
+        sink = self._fields[header.name] = FieldSink(header.name)
+        return sink
+
+    def complete(self, received: ReceivedArchive) -> None:
+        """Report what has arrived."""
+        if self._file is None:
+            raise _field_error("file", "send the archive as the form field 'file'", "required")
+        received.sha256 = self._file.digest.hexdigest()
+        received.size_bytes = self._file.size_bytes
+        received.file_name = self._file.file_name
+        received.fields = {name: sink.text for name, sink in self._fields.items()}
+
+
+class _FileSink:
+    """Hashes and writes."""
+
+    def __init__(self, target: FileIO, file_name: str) -> None:
+        self._target = target
+        self.file_name = file_name
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self.digest.update(data)
+        self.size_bytes += len(data)
+        rest = memoryview(data)
+        with disk_errors():
+            while rest:
+                rest = rest[self._target.write(rest) :]
+
+    def close(self) -> None:
+        """Nothing: the file is closed by whoever opened it."""
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Name a full disk as what it is.
+
+    Raises:
+        StorageFullError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(
+                "the disk of the server is full; free space and send the request again"
+            ) from error
+        raise
+
+
+def _field_error(name: str, message: str, code: str) -> InvalidError:
+    pointer = "/" + name.replace("~", "~0").replace("/", "~1")
+    return InvalidError(
+        f"form field {name!r}: {message}", fields=(FieldError(pointer, message, code),)
+    )
