@@ -104,7 +104,7 @@ class JobProgress(BaseModel):
     """How far a job is."""
 
     phase: str | None = None
-    epoch: int | None = Field(None, description="Epochs done.")
+    epoch: int | None = Field(None, description="The one being worked on, from 1.")
     total_epochs: int | None = None
     percent: float | None = None
     eta_s: float | None = Field(None, description="Seconds to go, as the trainer sees it.")
