@@ -20,15 +20,15 @@ class ChildSpec:
         name: shown before its log lines.
         arguments: what follows `python`.
         environment: the child's whole environment.
-        lock_fd: descriptor of the data directory's lock; the child's leash keeps it.
         grace_s: seconds between SIGTERM and SIGKILL when the launcher is gone.
+        lock_fd: descriptor of the data directory's lock, which the leash keeps; None without one.
     """
 
     name: str
     arguments: tuple[str, ...]
     environment: dict[str, str]
-    lock_fd: int
     grace_s: float
+    lock_fd: int | None = None
 
 
 @dataclass
@@ -57,13 +57,13 @@ class Child:
     def start(self) -> None:
         """Start the process, on its leash."""
         watched_fd, self._leash_fd = os.pipe()
+        held_fds = () if self.spec.lock_fd is None else (self.spec.lock_fd,)
         command = [
             sys.executable,
             "-m",
             "embedded.leash",
-            str(watched_fd),
-            str(self.spec.lock_fd),
             str(self.spec.grace_s),
+            ",".join(str(fd) for fd in (watched_fd, *held_fds)),
             sys.executable,
             *self.spec.arguments,
         ]
@@ -75,7 +75,7 @@ class Child:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=self.spec.environment,
-                    pass_fds=(watched_fd, self.spec.lock_fd),
+                    pass_fds=(watched_fd, *held_fds),
                     start_new_session=True,
                 )
         finally:

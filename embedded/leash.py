@@ -1,4 +1,4 @@
-"""`python -m embedded.leash PIPE_FD LOCK_FD GRACE_S COMMAND…`: a command on a leash.
+"""`python -m embedded.leash GRACE_S PIPE_FD[,LOCK_FD] COMMAND…`: a command on a leash.
 
 The process forks a watcher and then becomes the command. The watcher reads a pipe whose other end
 only the launcher holds: however the launcher ends, `kill -9` included, the pipe ends with it. The
@@ -20,14 +20,15 @@ _POLL_S = 0.05
 
 def main(arguments: list[str]) -> None:
     """Fork the watcher and become the command; the caller has made this process a group leader."""
-    pipe_fd, lock_fd = int(arguments[0]), int(arguments[1])
-    grace_s = float(arguments[2])
-    command = arguments[3:]
+    grace_s = float(arguments[0])
+    pipe_fd, *lock_fds = (int(fd) for fd in arguments[1].split(","))
+    command = arguments[2:]
     command_pid = os.getpid()
     if os.fork() == 0:
         _watch(pipe_fd, command_pid, grace_s)
-    os.close(pipe_fd)
-    os.close(lock_fd)  # the watcher keeps it: the data directory is busy until the group is gone
+    # The watcher keeps the lock as well: the data directory is busy until the whole group is gone.
+    for fd in (pipe_fd, *lock_fds):
+        os.close(fd)
     os.execvp(command[0], command)  # noqa: S606 - the launcher's own command line
 
 

@@ -80,7 +80,7 @@ class Stack:
         )
         self._children = [
             Child(
-                ChildSpec(name, arguments, self._environment, lock.fd, STOP_GRACE_S),
+                ChildSpec(name, arguments, self._environment, STOP_GRACE_S, lock.fd),
                 ChildLog(self._logs_dir / f"{name}.log"),
             )
             for name, arguments in CHILDREN.items()
