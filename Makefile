@@ -55,7 +55,7 @@ check: $(INSTALLED) ## format, lint, types, import rules, container files; chang
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/*.Dockerfile
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker/compose.gpu.yml
 	bash -n .ci/run
 
 .PHONY: fix

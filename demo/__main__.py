@@ -39,16 +39,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end through the same clean-up
     started_s = monotonic_s()
     folder = Path(tempfile.mkdtemp(prefix="idat-demo-"))
-    stack = None if options.url else OwnStack(folder)
+    exit_code = 0
     try:
-        _run(options, console, folder, stack)
-        console.print(
-            f"\nEvery step worked, in {monotonic_s() - started_s:.0f} s.", highlight=False
-        )
-        if stack is not None and options.keep:
-            _stay(console, stack)
-        elif stack is not None:
-            console.print("To repeat the curl lines, keep the service up: make demo ARGS=--keep")
+        _run(options, console, folder, started_s)
     except DemoError as error:
         console.print(
             f"\nThe demo failed: {error}", style="bold red", highlight=False, markup=False
@@ -57,17 +50,36 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         console.print("\nInterrupted.")
-        shutil.rmtree(folder, ignore_errors=True)
-        return _INTERRUPTED
-    finally:
-        if stack is not None:
-            stack.stop()
+        exit_code = _INTERRUPTED
     shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    return exit_code
 
 
-def _run(
-    options: argparse.Namespace, console: Console, folder: Path, stack: OwnStack | None
+def _run(options: argparse.Namespace, console: Console, folder: Path, started_s: float) -> None:
+    if options.url:
+        _walk(options, console, folder, options.url, stack=None)
+        _praise(console, started_s)
+        return
+    stack = OwnStack(folder)
+    console.print(f"Starting a service of its own in {folder}", soft_wrap=True, highlight=False)
+    try:
+        _walk(options, console, folder, stack.start(), stack=stack)
+        _praise(console, started_s)
+        if options.keep:
+            _stay(console, stack)
+        else:
+            console.print("To repeat the curl lines, keep the service up: make demo ARGS=--keep")
+    finally:
+        stack.stop()
+
+
+def _walk(
+    options: argparse.Namespace,
+    console: Console,
+    folder: Path,
+    url: str,
+    *,
+    stack: OwnStack | None,
 ) -> None:
     try:
         digits = build_digits(
@@ -79,9 +91,6 @@ def _run(
         )
     except ValueError as error:
         raise DemoError(str(error)) from error
-    if stack is not None:
-        console.print(f"Starting a service of its own in {folder}", soft_wrap=True, highlight=False)
-    url = options.url if stack is None else stack.start()
     with Client(url, api_key=options.api_key) as client:
         wait_until_ready(client, stack)
         console.print(f"{url} is ready; its documentation: {url}/docs", highlight=False)
@@ -90,6 +99,10 @@ def _run(
         job = walk.train(dataset_id, pair=options.pair, epochs=options.epochs, seed=options.seed)
         walk.show_model(job)
         walk.classify(job["model_id"], digits)
+
+
+def _praise(console: Console, started_s: float) -> None:
+    console.print(f"\nEvery step worked, in {monotonic_s() - started_s:.0f} s.", highlight=False)
 
 
 def _stay(console: Console, stack: OwnStack) -> None:

@@ -22,17 +22,22 @@ class DemoError(Exception):
 class Client:
     """Talks to the service; every method is one request."""
 
-    def __init__(self, url: str, *, api_key: str | None) -> None:
+    def __init__(
+        self, url: str, *, api_key: str | None, transport: httpx.BaseTransport | None = None
+    ) -> None:
         """Open a connection pool.
 
         Args:
             url: base URL of the service.
             api_key: bearer key, None where the service asks for none.
+            transport: stands in for the network in tests.
         """
         self.url = url.rstrip("/")
         self._key = api_key
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT_S)
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=_TIMEOUT_S, transport=transport
+        )
 
     def __enter__(self) -> Self:
         return self
