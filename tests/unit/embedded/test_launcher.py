@@ -292,7 +292,7 @@ class TestLeash:
 
         os.kill(launcher.pids("worker")[0], signal.SIGKILL)
 
-        # The second grandchild writes its pid once it holds the lock that the first one held for life.
+        # The second one writes its pid once it holds the lock that the first one held for life.
         launcher.wait_until(lambda: len(launcher.pids("grandchild")) == 2)
 
     def test_a_new_stack_waits_for_the_children_of_a_killed_one(self, launcher):
