@@ -12,6 +12,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
+# Threads of torch that spin while they wait starve whatever else runs on the machine, and each other.
+export OMP_WAIT_POLICY := PASSIVE
 
 OLDEST_PYTHON := 3, 11
 usable = $(shell command -v $(1) >/dev/null && $(1) -c 'import sys; sys.exit(sys.version_info < ($(OLDEST_PYTHON)))' 2>/dev/null && echo $(1))
