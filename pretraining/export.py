@@ -18,6 +18,7 @@ def export(role: str, checkpoint: Path, out: Path, *, averaged: bool) -> None:
     partial = out.with_suffix(".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(halved, partial, metadata={"format": "pt", "model": NAMES[role]})
+    partial.chmod(0o644)  # safetensors writes files that only their owner can read
     partial.replace(out)
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from timm.layers import set_fused_attn
+from timm.layers.config import set_fused_attn
 from torch import Tensor
 
 from pretraining.checkpoint import Average, load_checkpoint, save_checkpoint
