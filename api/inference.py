@@ -17,7 +17,8 @@ from anyio import CapacityLimiter
 
 from api.schemas.models import ClassScore
 from core.clock import monotonic_s
-from core.errors import FieldError, InvalidError, UnavailableError
+from core.errors import ConflictError, FieldError, InvalidError, UnavailableError
+from core.ml.backbones.load import WeightsMismatchError
 from core.ml.backbones.precision import resolve_device
 from core.ml.data.preprocess import ImageError, preprocess
 from core.ml.export.bundle import Bundle, parse_bundle
@@ -99,8 +100,8 @@ class InferenceEngine:
         Raises:
             InvalidError: an image cannot be decoded; the message names it.
             OverloadedError: too many requests wait already.
-            WeightsMismatchError, WeightsUnavailableError: the backbone is not the right one or not
-                here.
+            ConflictError: the backbone here is not the one that the model was trained on.
+            WeightsUnavailableError: the backbone is not here.
         """
         if self._limiter.statistics().tasks_waiting >= _MAX_WAITING:
             raise OverloadedError("too many requests wait for classification; try again")
@@ -118,7 +119,11 @@ class InferenceEngine:
             ]
         )
         decoded_s = monotonic_s()
-        probabilities = self._classifier.classify(bundle, pixels)
+        try:
+            probabilities = self._classifier.classify(bundle, pixels)
+        except WeightsMismatchError as error:
+            # Not the request's fault, which the error's own family would say.
+            raise ConflictError(error.message, code=error.code) from error
         finished_s = monotonic_s()
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         scores = [
@@ -146,7 +151,12 @@ class InferenceEngine:
                 self._bundles.move_to_end(key)
                 return self._bundles[key]
         adapter = self._store.fetch(row.adapter_sha256).read_bytes()
-        bundle = parse_bundle(adapter, self._store.fetch(row.config_sha256).read_bytes())
+        config = self._store.fetch(row.config_sha256).read_bytes()
+        try:
+            bundle = parse_bundle(adapter, config)
+        except InvalidError as error:
+            # This service wrote it: the caller's request is not to blame.
+            raise RuntimeError(f"the stored bundle of {row.id} is broken") from error
         with self._lock:
             self._bundles[key] = bundle
             while len(self._bundles) > 1 and self._cached_bytes() > _BUNDLE_CACHE_BYTES:
