@@ -52,9 +52,11 @@ REPORT_FILE = "report.json"
 MANIFEST_FILE = "manifest.json"
 
 _PROGRESS_INTERVAL_S = 0.5
+#: A decoder holds up to 16 bytes a pixel: 800 MB for the largest image allowed by default.
+_MAX_THREADS = 8
 #: Address space of the interpreter, the libraries and threads' stacks; images come on top.
 _BASE_MEMORY_BYTES = 3 * 2**30
-#: RGBA, a converted and a transposed copy, and the decoder's own buffers.
+#: Up to four copies in the making, at four bytes a pixel, and the decoder's own buffers.
 _BYTES_PER_PIXEL = 24
 
 
@@ -69,7 +71,7 @@ class IntakeRequest:
         tolerance: fraction of images that may be undecodable and are then left out.
         max_image_pixels: largest image, width x height.
         limits: how much the archive may hold.
-        threads: images decoded at once.
+        threads: images decoded at once; by default one for each core, but no more than eight.
     """
 
     archive_path: Path
@@ -82,7 +84,7 @@ class IntakeRequest:
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:
-        """Return the request; what is left out means the defaults and all the cores allowed."""
+        """Return the request; what is left out means the defaults."""
         default = ArchiveLimits()
         return cls(
             archive_path=Path(body["archive_path"]),
@@ -95,7 +97,7 @@ class IntakeRequest:
                 max_image_bytes=body.get("max_image_bytes", default.max_image_bytes),
                 max_total_bytes=body.get("max_total_bytes", default.max_total_bytes),
             ),
-            threads=body.get("threads") or len(os.sched_getaffinity(0)),
+            threads=body.get("threads") or min(_MAX_THREADS, len(os.sched_getaffinity(0))),
         )
 
 

@@ -57,7 +57,8 @@ _TRANSPOSES = {
 }
 _DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa"})
-_WHITE = (255, 255, 255, 255)
+_WHITE = (255, 255, 255)
+_UINT16_MAX = 65_535
 _UINT16_TO_UINT8 = 257
 
 #: What Pillow's decoders raise for damaged bytes, besides OSError.
@@ -240,13 +241,15 @@ def _read_orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image, conversions: set[Conversion]) -> Image.Image:
     if image.mode in _DEEP_GREY_MODES:
         conversions.add(Conversion.DEEP)
-        deep = np.asarray(image).astype(np.int64)
-        grey = np.clip(deep // _UINT16_TO_UINT8, 0, 255).astype(np.uint8)
+        grey = (np.asarray(image).clip(0, _UINT16_MAX) // _UINT16_TO_UINT8).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         conversions.add(Conversion.ALPHA)
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        canvas = Image.new("RGB", rgba.size, _WHITE)
+        canvas.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
+        return canvas
     if image.mode == "CMYK":
         conversions.add(Conversion.CMYK)
-    return image.convert("RGB")
+    # A copy of a large photograph takes 200 MB: none is made that is not needed.
+    return image if image.mode == "RGB" else image.convert("RGB")
