@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,10 +14,12 @@ _PATIENCE_S = 60.0
 
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[int]:
-    """Serve until the end of the block; yield the port."""
+def serve(app: FastAPI, *, lifespan: Literal["on", "off"] = "on") -> Iterator[int]:
+    """Serve until the end of the block; yield the port. `off` for an app that has been started."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
