@@ -12,7 +12,7 @@ from worker.poller import PollerStep
 from worker.runtime import draining_flag, worker_folder
 
 #: Kombu's in-process transport: the worker's own timer is the only one who rings.
-_NO_BROKER = "memory://"
+_NO_BROKER = "memory://localhost/"
 
 
 def create_app(settings: Settings) -> Celery:
