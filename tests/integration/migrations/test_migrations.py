@@ -1,17 +1,13 @@
 """The revisions on SQLite and, where one can be reached, on PostgreSQL."""
 
-import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from psycopg import sql
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
@@ -26,11 +22,9 @@ from core.platform.db.migrate import (
     upgrade_to_head,
 )
 from core.platform.db.tables import JobEventRow
+from tests.fixtures.postgresql import throwaway_postgresql
 
 _ROOT = Path(__file__).parents[3]
-_POSTGRES_URL = os.environ.get(  # noqa: TID251 - tests find their servers here, not in the settings
-    "IDAT_TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/test"
-)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -39,17 +33,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'idat.db'}"
         return
-    name = f"idat_migrations_{uuid.uuid4().hex[:12]}"
-    try:
-        server = psycopg.connect(_POSTGRES_URL, autocommit=True, connect_timeout=2)
-    except psycopg.OperationalError as error:
-        pytest.skip(f"PostgreSQL at IDAT_TEST_DATABASE_URL cannot be reached: {error}")
-    with server:
-        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            yield _POSTGRES_URL.rsplit("/", 1)[0] + f"/{name}"
-        finally:
-            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with throwaway_postgresql() as url:
+        yield url
 
 
 @pytest.fixture
