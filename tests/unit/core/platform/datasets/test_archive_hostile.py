@@ -192,6 +192,11 @@ HOSTILE: list[tuple[str, str, Callable[[], bytes]]] = [
         lambda: raw_header(b"a", NEGATIVE, b"x") + TAR_END,
     ),
     ("archive_corrupt", "tar huge pax header", lambda: raw_header(b"a", b"77777777777\0", b"x")),
+    (
+        "archive_corrupt",
+        "tar digits in pax",
+        lambda: raw_header(b"a", b"00000020000\0", b"x") + b"1" * 8192 + TAR_END,
+    ),
     ("archive_corrupt", "tar negative size by pax", lambda: tar_bytes(pax_size("-512"))),
     ("zip_bomb", "zip overlap", overlapping_zip),
     (

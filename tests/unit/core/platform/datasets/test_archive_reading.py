@@ -195,3 +195,17 @@ def test_several_gzip_streams_with_padding_are_one_file(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(data[:middle]) + gzip.compress(data[middle:]) + b"\0" * 1000)
     with open_archive(path, LIMITS) as archive:
         assert [d for _, d in archive.iterate()] == [noise, b"2"]
+
+
+def test_a_packed_current_folder_has_no_wrapper(tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    with tarfile.open(path, "w") as archive:
+        for name in (".", "./a", "./b"):
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
+        for name in ("./a/1.jpg", "./b//1.jpg"):
+            archive.addfile(tarfile.TarInfo(name))
+    with open_archive(path, LIMITS) as opened:
+        assert [entry.name for entry in opened.entries] == ["a/1.jpg", "b/1.jpg"]
+        assert opened.empty_classes == ()
