@@ -85,7 +85,11 @@ def read_layout(members: Sequence[Member]) -> Layout:
         )
     if has_splits:
         _check_split_labels(entries)
-    folders = (m.name.split("/")[skip:] for m in members if m.is_folder and not is_litter(m.name))
+    folders = (
+        m.name.split("/")[skip:]
+        for m in members
+        if m.is_folder and m.name and not is_litter(m.name)  # "." itself has no name
+    )
     return Layout(
         entries=tuple(entries),
         classes=classes,
