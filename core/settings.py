@@ -78,7 +78,9 @@ class Settings(BaseSettings):
         900.0, gt=0, description="An attempt without a step for so long is killed."
     )
     max_attempts: int = Field(3, ge=1, description="Attempts before a job is given up.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe log line that is written."
+    )
 
     _commas = field_validator("api_keys", "roles", mode="before")(_split_commas)
 
