@@ -1,1 +1,1 @@
-"""The method in PyTorch: backbones, adapters, losses, training, export, inference. No web, no database."""
+"""The method in PyTorch, from backbones to inference. Knows no web and no database."""

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from core.errors import InvalidError
 from core.ml.adapters.base import AdapterSpec
 from core.ml.adapters.inject import attached
+from core.ml.adapters.last_block import find_trimmable_block, trimmed
 from core.ml.adapters.registry import ADAPTER_METHODS
+from core.ml.backbones.frozen_linear import fast_frozen_linears
 from core.ml.backbones.load import LoadedBackbone
 
 #: Standard deviation of every weight at the start, head included (the released code's timm
@@ -45,6 +47,9 @@ class AdaptedModel(nn.Module):
         self.backbone = backbone
         self.spec = spec
         method = ADAPTER_METHODS[spec.kind]
+        self._last_block = [
+            find_trimmable_block(backbone.module) if method.allows_trimming else None
+        ]  # in a list, or it would become a submodule
         self.adapters = nn.ModuleList(method.build(width, spec) for width in backbone.block_widths)
         self.head = nn.Linear(backbone.num_features, num_classes)
         self._initialise(torch.Generator().manual_seed(seed))
@@ -60,7 +65,11 @@ class AdaptedModel(nn.Module):
         Returns:
             (batch, classes).
         """
-        with attached(self.backbone.blocks, list(self.adapters), self.spec, keep=keep):
+        with (
+            fast_frozen_linears(self.backbone),
+            trimmed(self._last_block[0]),
+            attached(self.backbone.blocks, list(self.adapters), self.spec, keep=keep),
+        ):
             features: Tensor = self.backbone.module(images)
         logits: Tensor = self.head(features.float())
         return logits

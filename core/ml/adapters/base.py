@@ -14,6 +14,7 @@ from core.errors import InvalidError
 from core.ml.backbones.blocks import ResidualBlock
 
 MAX_HIDDEN_DIM = 4096
+_TOKENS_NDIM = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,14 @@ def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 class AdapterMethod(Protocol):
-    """One kind of adapter: what is built for a block, and where it attaches."""
+    """One kind of adapter: what is built for a block, and where it attaches.
+
+    Attributes:
+        allows_trimming: whether it treats every token by itself and outside of attention, so that
+            the last block of a ViT may be run for the class token alone.
+    """
+
+    allows_trimming: bool
 
     def build(self, width: int, spec: AdapterSpec) -> nn.Module:
         """Return the trainable module of one block whose residual stream is `width` wide."""
@@ -122,7 +130,10 @@ def add_to_output(
     """Hook `module` to return its output plus `scale` times the adapter of `take_input()`."""
 
     def add(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        added: Tensor = adapter(take_input())
+        stream = take_input()
+        if stream.ndim == output.ndim == _TOKENS_NDIM:
+            stream = stream[:, : output.shape[1]]  # a trimmed block answers for its first token
+        added: Tensor = adapter(stream)
         return output + scale * added.reshape(output.shape)
 
     return module.register_forward_hook(add)

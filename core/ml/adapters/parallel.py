@@ -10,6 +10,8 @@ from core.ml.backbones.blocks import ResidualBlock
 class Parallel:
     """z = y + DropPath(mlp branch) + s A(y), with y before its norm and A outside drop-path."""
 
+    allows_trimming = True
+
     def build(self, width: int, spec: AdapterSpec) -> nn.Module:
         """Return the bottleneck of one block."""
         return Bottleneck(width, spec.hidden_dim)

@@ -10,6 +10,8 @@ from core.ml.backbones.blocks import ResidualBlock
 class ParallelShared:
     """y = x + DropPath(attention) + s A(x); z = y + DropPath(mlp) + s A(y); the same A twice."""
 
+    allows_trimming = True
+
     def build(self, width: int, spec: AdapterSpec) -> nn.Module:
         """Return the bottleneck that both branches of one block share."""
         return Bottleneck(width, spec.hidden_dim)

@@ -12,6 +12,8 @@ from core.ml.backbones.blocks import ResidualBlock
 class Sequential:
     """z -> z + A(z), with z the block's output: un-normalised, no scale, outside drop-path."""
 
+    allows_trimming = True
+
     def build(self, width: int, spec: AdapterSpec) -> nn.Module:
         """Return the bottleneck of one block."""
         return Bottleneck(width, spec.hidden_dim)
