@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.errors import ConflictError, NotFoundError
@@ -11,7 +11,7 @@ from core.platform.db.clock import db_now
 from core.platform.db.tables import DatasetRow, JobRow, ModelRow
 from core.platform.jobs.events import add_event
 from core.platform.jobs.specs import JobSpec
-from core.platform.jobs.states import HELD, TERMINAL, sources_of
+from core.platform.jobs.states import HELD, TERMINAL, TRANSITIONS
 from core.platform.leases import Claim
 from core.types import DatasetId, DatasetState, JobState, new_job_id
 
@@ -300,30 +300,22 @@ def request_cancel(session: Session, job_id: str) -> JobRow:
         NotFoundError: no such job.
         JobTerminalError: the job has succeeded or failed.
     """
-    idle = sources_of(JobState.CANCELLED)
-    ended_at_once = session.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.state.in_(idle), JobRow.state.not_in(_HELD))
-        .values(state=JobState.CANCELLED.value, finished_at=db_now())
-        .returning(JobRow.id)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if ended_at_once:
+    # Locked before it is looked at: a job that is handed back between the look and the write would
+    # lose the cancellation.
+    job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
+    if job is None:
+        raise NotFoundError(f"there is no fine-tuning job {job_id}", code="job_not_found")
+    state = JobState(job.state)
+    if JobState.CANCELLING in TRANSITIONS[state]:
+        job.state = JobState.CANCELLING.value
+        add_event(session, job_id, "cancellation asked for", event_type="job.cancelling")
+    elif state in TERMINAL and state != JobState.CANCELLED:
+        raise JobTerminalError(f"job {job_id} has already {state}; nothing is left to cancel")
+    elif state not in HELD and state not in TERMINAL:
+        job.state = JobState.CANCELLED.value
+        job.finished_at = session.scalar(select(db_now()))
         add_event(session, job_id, "job cancelled", event_type="job.cancelled")
-    else:
-        asked = session.execute(
-            update(JobRow)
-            .where(JobRow.id == job_id, JobRow.state.in_(sources_of(JobState.CANCELLING)))
-            .values(state=JobState.CANCELLING.value)
-            .returning(JobRow.id)
-            .execution_options(synchronize_session=False)
-        ).one_or_none()
-        if asked:
-            add_event(session, job_id, "cancellation asked for", event_type="job.cancelling")
-    job = get_job(session, job_id)
-    session.refresh(job)
-    if job.state in TERMINAL and job.state != JobState.CANCELLED:
-        raise JobTerminalError(f"job {job_id} has already {job.state}; nothing is left to cancel")
+    session.flush()
     return job
 
 

@@ -22,8 +22,3 @@ TRANSITIONS: dict[S, frozenset[S]] = {
 TERMINAL: frozenset[S] = frozenset(state for state, nexts in TRANSITIONS.items() if not nexts)
 #: States in which an attempt holds a lease.
 HELD: frozenset[S] = frozenset({S.RUNNING, S.CANCELLING})
-
-
-def sources_of(target: S) -> tuple[str, ...]:
-    """Return the states from which `target` may be reached, as stored."""
-    return tuple(state.value for state, nexts in TRANSITIONS.items() if target in nexts)
