@@ -9,11 +9,12 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 from api import errors
-from api.auth import AuthMiddleware
+from api.auth import DOCS_ASSETS, AuthMiddleware
 from api.deps import ReadinessProbe, Services
 from api.middleware import BodyCapMiddleware, RequestContextMiddleware
 from api.routes import datasets, health, jobs, methods, models
@@ -60,7 +61,9 @@ def create_app(settings: Settings) -> FastAPI:
             f"IDAT_HOST={settings.host} can be reached from other machines: set IDAT_API_KEYS to "
             "one or more secret keys, or bind 127.0.0.1"
         )
-    app = FastAPI(
+    # Its pages bring their scripts along: a host without internet access has documentation too.
+    app = FastAPIOffline(
+        static_url=DOCS_ASSETS,
         title="iDAT fine-tuning service",
         version=VERSION,
         description=_DESCRIPTION,

@@ -19,6 +19,8 @@ from core.settings import Settings
 
 #: Open to everybody: what load balancers poll, and the documentation.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+#: Path under which the documentation's own scripts and styles are served.
+DOCS_ASSETS = "/docs-assets"
 
 
 class AuthMiddleware:
@@ -31,7 +33,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Decide, then pass on."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             headers = Headers(scope=scope)
             error = self._find_key_error(headers) if self._digests else _find_origin_error(headers)
             if error is not None:
@@ -49,6 +51,10 @@ class AuthMiddleware:
         # Every key is compared, in constant time, so that timing tells nothing of any of them.
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         return None if any(matches) else UnauthorizedError("this API key is not known here")
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(f"{DOCS_ASSETS}/")
 
 
 def _digest(key: str) -> bytes:

@@ -43,8 +43,8 @@ _CANCELLING = "cancelling"
 _CHILD_ENVIRONMENT = {
     # cuBLAS repeats itself bit for bit only with this.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # OpenMP threads that spin while they wait starve each other as soon as anything else runs here:
-    # with two cores and two other busy processes a training step took 7.2 s, without spinning 0.4 s.
+    # OpenMP threads that spin while they wait starve each other as soon as anything else runs:
+    # beside two busy processes on two cores a training step took 7.2 s, without spinning 0.4 s.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
@@ -182,15 +182,17 @@ class Supervisor:
         self, process: "subprocess.Popen[bytes]", messages: "queue.Queue[dict[str, Any] | None]"
     ) -> None:
         assert process.stdout is not None
-        while line := process.stdout.readline(_MESSAGE_BYTES):
-            try:
-                message = json.loads(line)
-            except ValueError:
-                logger.warning("not a message of the child: %r", line[:200])
-                continue
-            if isinstance(message, dict):
-                messages.put(message)
-        messages.put(None)
+        try:
+            while line := process.stdout.readline(_MESSAGE_BYTES):
+                message = _parse_message(line)
+                if message is None:
+                    logger.warning("not a message of the child: %r", line[:200])
+                else:
+                    messages.put(message)
+            # It may have closed its end and live on: looked after until it has really ended.
+            process.wait()
+        finally:
+            messages.put(None)
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> None:
         """Kill the child when renewals stop, even while the main loop hangs in the database."""
@@ -199,6 +201,9 @@ class Supervisor:
                 self._fenced.set()
                 _kill_group(process)
                 return
+            if _has_died(process):
+                # What it started may hold its pipe open and would never say that the child is dead.
+                _kill_group(process)
 
     def _supervise(
         self, process: "subprocess.Popen[bytes]", messages: "queue.Queue[dict[str, Any] | None]"
@@ -309,6 +314,23 @@ class Supervisor:
             Ending.CRASHED,
             {"code": code, "message": reason, "class": "system", "log_tail": tail},
         )
+
+
+def _parse_message(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_message = isinstance(message, dict) and isinstance(message.get("type"), str)
+    return message if is_message else None
+
+
+def _has_died(process: "subprocess.Popen[bytes]") -> bool:
+    """Return whether the child is dead and unburied: its process id cannot be another's yet."""
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _describe_exit(exit_code: int) -> str:

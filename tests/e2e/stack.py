@@ -108,15 +108,40 @@ class Stack:
         self._processes.append(process)
         return process
 
+    def end_workers(self) -> None:
+        """Shut the workers down, the orderly way first."""
+        workers = self._processes[1:]
+        for worker in workers:
+            for pid in (worker.pid, *self.descendants(worker.pid)):
+                _signal(pid, signal.SIGCONT)
+            _signal(worker.pid, signal.SIGTERM)
+        for worker in workers:
+            try:
+                worker.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                for pid in (worker.pid, *self.descendants(worker.pid)):
+                    _signal(pid, signal.SIGKILL)
+                worker.wait(timeout=10)
+        del self._processes[1:]
+        self.wait_for_no_trainer()
+
+    def wait_for_no_trainer(self) -> None:
+        """Wait until no trainer of this stack is left."""
+        wait_until(
+            lambda: self.find_children("worker.trainer") == [],
+            timeout_s=20,
+            what="the trainers to end",
+        )
+
     def stop(self) -> None:
         """End every process that was started, whatever state it is in."""
         self.client.close()
         for process in self._processes:
             for pid in (process.pid, *self.descendants(process.pid)):
-                _kill(pid)
+                _signal(pid, signal.SIGKILL)
             process.wait(timeout=30)
         for pid in self.find_children("worker"):
-            _kill(pid)
+            _signal(pid, signal.SIGKILL)
 
     def _is_ready(self) -> bool:
         assert self._processes[0].poll() is None, "the API died; see its log"
@@ -220,6 +245,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _kill(pid: int) -> None:
+def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)

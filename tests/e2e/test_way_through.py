@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import zipfile
+from collections.abc import Iterator
 
 import pytest
 import safetensors.numpy
@@ -37,6 +38,13 @@ def undisturbed(stack: Stack, dataset_id: str) -> bytes:
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=60) == 0
     return adapter
+
+
+@pytest.fixture(autouse=True)
+def no_worker_left(stack: Stack) -> Iterator[None]:
+    """Every test starts its own workers, and leaves none behind whatever becomes of it."""
+    yield
+    stack.end_workers()
 
 
 class TestWholeWay:
@@ -96,22 +104,20 @@ class TestWholeWay:
                 archive.writestr(name, b"\x89PNG\r\n\x1a\n but nothing follows")
         dataset_id = stack.upload(buffer.getvalue())
         job_id = stack.submit(dataset_id)
-        worker = stack.spawn("worker")
+        stack.spawn("worker")
         job = stack.wait_for_end(job_id)
         dataset = stack.get(f"/v1/datasets/{dataset_id}")
         assert (dataset["status"], job["status"]) == ("invalid", "failed")
         assert job["error"]["code"] == "dataset_not_usable"
-        report = stack.get(f"/v1/datasets/{dataset_id}/report")
+        report = stack.get(f"/v1/datasets/{dataset_id}/report")["report"]
         assert {issue["path"] for issue in report["errors"]} >= {"a/1.png", "b/2.png"}
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(timeout=60)
 
 
 class TestFaults:
     def test_killed_trainer_is_resumed_to_the_same_bytes(
         self, stack: Stack, dataset_id: str, undisturbed: bytes
     ) -> None:
-        worker = stack.spawn("worker")
+        stack.spawn("worker")
         job_id = stack.submit(dataset_id, epochs=EPOCHS)
         stack.wait_for_step(job_id, STEPS // 3)
         (trainer,) = stack.find_children("worker.trainer")
@@ -121,8 +127,6 @@ class TestFaults:
         assert job["attempt"] == 2
         assert "attempt.lost" in stack.event_types(job_id)
         assert stack.download_adapter(job["model_id"]) == undisturbed
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(timeout=60)
 
     def test_shutdown_hands_the_job_back_uncharged(
         self, stack: Stack, dataset_id: str, undisturbed: bytes
@@ -134,10 +138,10 @@ class TestFaults:
             worker.pid, signal.SIGTERM
         )  # as a container engine does: to all processes at once
         assert worker.wait(timeout=60) == 0
-        assert stack.find_children("worker.trainer") == []
+        stack.wait_for_no_trainer()
         assert stack.get_job(job_id)["status"] == "queued"
         assert "attempt.released" in stack.event_types(job_id)
-        successor = stack.spawn("worker")
+        stack.spawn("worker")
         job = stack.wait_for_end(job_id)
         assert job["status"] == "succeeded", job
         assert stack.download_adapter(job["model_id"]) == undisturbed
@@ -146,8 +150,6 @@ class TestFaults:
             for event in stack.get(f"/v1/fine_tuning/jobs/{job_id}/events?limit=100")["data"]
         ]
         assert any(message.startswith("resuming after step") for message in messages)
-        successor.send_signal(signal.SIGTERM)
-        successor.wait(timeout=60)
 
     def test_killed_worker_leaves_no_trainer_and_loses_no_job(
         self, stack: Stack, dataset_id: str, undisturbed: bytes
@@ -157,18 +159,12 @@ class TestFaults:
         stack.wait_for_step(job_id, STEPS // 2)
         worker.kill()
         worker.wait()
-        wait_until(
-            lambda: stack.find_children("worker.trainer") == [],
-            timeout_s=20,
-            what="the orphaned trainer to end",
-        )
-        successor = stack.spawn("worker")
+        stack.wait_for_no_trainer()
+        stack.spawn("worker")
         job = stack.wait_for_end(job_id)
         assert job["status"] == "succeeded", job
         assert job["attempt"] == 2
         assert stack.download_adapter(job["model_id"]) == undisturbed
-        successor.send_signal(signal.SIGTERM)
-        successor.wait(timeout=60)
 
     def test_worker_that_slept_through_its_lease_publishes_nothing(
         self, stack: Stack, dataset_id: str, undisturbed: bytes
@@ -179,7 +175,7 @@ class TestFaults:
         frozen = [*stack.find_children("worker.trainer"), *stack.descendants(sleeper.pid)]
         for pid in (sleeper.pid, *frozen):
             os.kill(pid, signal.SIGSTOP)
-        other = stack.spawn("worker")
+        stack.spawn("worker")
         wait_until(
             lambda: stack.get_job(job_id)["attempt"] == 2,
             timeout_s=LEASE_TTL_S * 10,
@@ -194,34 +190,23 @@ class TestFaults:
         assert job["attempt"] == 2
         assert stack.download_adapter(job["model_id"]) == undisturbed
         assert stack.event_types(job_id).count("job.succeeded") == 1
-        for worker in (sleeper, other):
-            worker.send_signal(signal.SIGTERM)
-            worker.wait(timeout=60)
 
     def test_cancel_stops_the_trainer(self, stack: Stack, dataset_id: str) -> None:
-        worker = stack.spawn("worker")
+        stack.spawn("worker")
         job_id = stack.submit(dataset_id, epochs=500)
         stack.wait_for_step(job_id, 2)
         response = stack.client.post(f"/v1/fine_tuning/jobs/{job_id}/cancel")
         assert response.status_code == 200, response.text
         job = stack.wait_for_end(job_id, timeout_s=30)
         assert job["status"] == "cancelled"
-        wait_until(
-            lambda: stack.find_children("worker.trainer") == [],
-            timeout_s=30,
-            what="the trainer of a cancelled job to end",
-        )
+        stack.wait_for_no_trainer()
         again = stack.client.post(f"/v1/fine_tuning/jobs/{job_id}/cancel")
         assert (again.status_code, again.json()["status"]) == (200, "cancelled")
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(timeout=60)
 
     def test_job_without_weights_says_what_to_do(self, stack: Stack, dataset_id: str) -> None:
-        worker = stack.spawn("worker")
+        stack.spawn("worker")
         method = {"type": "idat", "pair": "vit-s16-b16-in21k"}
         job = stack.wait_for_end(stack.submit(dataset_id, method=method))
         assert job["status"] == "failed"
         assert job["error"]["code"] == "weights_unavailable"
         assert "IDAT_WEIGHTS_DIR" in job["error"]["message"]
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(timeout=60)
