@@ -26,7 +26,7 @@ def main() -> int:
 
     name = f"idat-{uuid.uuid4().hex[:8]}@%h"
     options = ["--pool=prefork", f"--loglevel={settings.log_level}", f"--hostname={name}"]
-    app.worker_main(["worker", *options, "--without-gossip", "--without-mingle"])
+    app.worker_main(["--quiet", "worker", *options, "--without-gossip", "--without-mingle"])
     return 0
 
 
