@@ -42,7 +42,7 @@ class FastFrozenLinears(TorchFunctionMode):
 
 
 def fast_frozen_linears(backbone: LoadedBackbone) -> AbstractContextManager[object]:
-    """Return the context in which `backbone` runs fastest; it does nothing where it would not help."""
+    """Return the context in which `backbone` runs fastest, which may be an empty one."""
     helps = backbone.device.type == "cpu" and backbone.dtype == torch.float32 and _works()
     return FastFrozenLinears() if helps else nullcontext()
 
