@@ -72,7 +72,7 @@ def resolve(request: JobRequest) -> JobSpec:
         pair=pair,
         student=student.name,
         teacher=teacher.name if teacher else None,
-        adapter_kind=adapter.kind.value,
+        adapter_kind=_first(adapter.kind, defaults.adapter_kind).value,
         hidden_dim=hidden_dim,
         scale=_first(adapter.scale, defaults.scale),
         loss=distillation.loss.value,

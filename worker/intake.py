@@ -97,7 +97,7 @@ class IntakeRequest:
                 max_image_bytes=body.get("max_image_bytes", default.max_image_bytes),
                 max_total_bytes=body.get("max_total_bytes", default.max_total_bytes),
             ),
-            threads=body.get("threads") or min(_MAX_THREADS, len(os.sched_getaffinity(0))),
+            threads=body.get("threads") or min(_MAX_THREADS, os.cpu_count() or 1),
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from celery.signals import worker_process_init
 
 from core.platform.db.engine import Database
+from core.platform.doorbell import Doorbell, build_doorbell
 from core.platform.storage.base import BlobStore
 from core.platform.storage.factory import build_store
 from core.settings import Settings
@@ -32,6 +33,7 @@ class Runtime:
         settings: the worker's settings.
         database: the truth.
         store: the blobs.
+        doorbell: for work that this worker has made possible.
         owner: name that claims carry, `host:pid`.
     """
 
@@ -40,6 +42,7 @@ class Runtime:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
         self.store: BlobStore = build_store(settings.resolved_storage_url)
+        self.doorbell: Doorbell = build_doorbell(settings.broker_url)
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
 
     @property

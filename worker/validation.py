@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from core.catalog.pairs import DEFAULT_IMAGE_PX
 from core.clock import monotonic_s
 from core.platform.datasets import repository
+from core.platform.doorbell import TRAIN_TASK
 from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState
 from worker.runtime import Runtime
@@ -133,6 +134,7 @@ class ValidationAttempt:
                 splits=splits,
                 report=report,
             )
+        self._runtime.doorbell.ring(TRAIN_TASK)  # the jobs that waited for it are queued now
 
     def _reject(self, failure: dict[str, Any], report_path: Path) -> None:
         """End as `invalid` and free the archive: it can serve nobody any more."""

@@ -21,7 +21,7 @@ from api.schemas.methods import BackboneInfo, Methods, PairInfo
 from api.schemas.problems import problems
 from core.catalog.backbones import list_backbones
 from core.catalog.methods import AdapterKind, DistillationLoss, MethodType, Precision, Recipe
-from core.catalog.pairs import PAIRS
+from core.catalog.pairs import PAIRS, PairDefaults
 
 router = APIRouter(prefix="/v1/fine_tuning/methods", tags=["fine-tuning"])
 
@@ -68,7 +68,7 @@ def get_methods(settings: SettingsDep) -> Methods:
         },
         defaults={
             "method": MethodRequest().type,
-            "adapter": {"kind": AdapterRequest().kind},
+            "adapter": {"kind": PairDefaults().adapter_kind},
             "distillation": DistillationRequest().model_dump(),
         },
         limits={

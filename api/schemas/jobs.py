@@ -34,7 +34,9 @@ class _Request(BaseModel):
 class AdapterRequest(_Request):
     """The adapter of both models."""
 
-    kind: AdapterKind = Field(AdapterKind.PARALLEL, description="Where it sits in a block.")
+    kind: Annotated[AdapterKind | None, *AUTO] = Field(
+        None, description="Where it sits in a block."
+    )
     hidden_dim: AutoInt = Field(None, ge=1, description="Bottleneck width, at most the block's.")
     scale: AutoFloat = Field(None, gt=0, le=100, description="Of the parallel kinds.")
 

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from core.catalog.methods import AdapterKind
+
 
 @dataclass(frozen=True)
 class PairDefaults:
     """What a request leaves out.
 
     Attributes:
+        adapter_kind: where the adapters sit.
         hidden_dim: bottleneck width h of every adapter.
         scale: factor s of the parallel adapters (the sequential one has none).
         learning_rate: peak learning rate of AdamW.
@@ -16,6 +19,7 @@ class PairDefaults:
         batch_size: images per step.
     """
 
+    adapter_kind: AdapterKind = AdapterKind.SEQUENTIAL
     hidden_dim: int = 4
     scale: float = 0.1
     learning_rate: float = 5e-3
@@ -43,8 +47,8 @@ class Pair:
     defaults: PairDefaults = PairDefaults()
 
 
-#: Side length for which the image cache is made at upload: the starter pair's. Other sizes are made when
-#: the first job needs them.
+#: Side length for which the image cache is made at upload: the starter pair's. Other sizes are made
+#: when the first job needs them.
 DEFAULT_IMAGE_PX = 64
 
 STARTER_STUDENT = "vit_starter_student_patch8_64"
@@ -61,7 +65,9 @@ PAIRS: dict[str, Pair] = {
             STARTER_STUDENT,
             STARTER_TEACHER,
             "Two tiny ViTs whose weights ship with the service; 64x64 pixels, made for trying it.",
-            PairDefaults(hidden_dim=8, learning_rate=2e-2, epochs=30),
+            PairDefaults(
+                adapter_kind=AdapterKind.PARALLEL, hidden_dim=8, learning_rate=2e-2, epochs=30
+            ),
         ),
         Pair(
             "vit-s16-b16-in21k",

@@ -167,7 +167,8 @@ def _create(name: str) -> nn.Module:
 
 
 def _find_weights(name: str, weights_dir: Path | None) -> Path | None:
-    folders = [_BUNDLED_WEIGHTS] if weights_dir is None else [_BUNDLED_WEIGHTS, weights_dir]
+    # The operator's folder first: a file that somebody put there is there on purpose.
+    folders = [_BUNDLED_WEIGHTS] if weights_dir is None else [weights_dir, _BUNDLED_WEIGHTS]
     for folder in folders:
         path = folder / f"{name}.safetensors"
         if path.is_file():
