@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 
 from core.catalog.methods import Precision
@@ -182,7 +183,7 @@ def _load_file(module: nn.Module, path: Path) -> None:
     translate = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
     try:
         outcome = timm.models.load_checkpoint(module, str(path), strict=False, filter_fn=translate)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
         raise WeightsMismatchError(f"{path.name} does not fit the network: {error}") from error
     missing = list(outcome.missing_keys)
     if missing:

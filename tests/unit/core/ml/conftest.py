@@ -20,11 +20,11 @@ CLASSES = 3
 
 
 def _perturb(module: nn.Module, seed: int) -> nn.Module:
-    """Move every weight off its initial value, so that norms, biases and layer scales all matter."""
+    """Move every weight off its initial value, so that norms, biases and scales all matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return module
 
 

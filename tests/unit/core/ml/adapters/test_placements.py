@@ -27,14 +27,12 @@ def bottleneck(model, index, x):
     return h @ part.up.weight.double().T + part.up.bias.double()
 
 
-def join_branches(model, index, x, attention, mlp, keep):
+def join_branches(model, index, x, attention, mlp, *, keep):
     """The three placements, from the two bare branches of a block."""
     spec, s = model.spec, model.spec.scale
-    k1, k2 = (
-        (1.0, 1.0) if keep is None else keep[2 * index : 2 * index + 2].double()[:, :, None, None]
-    )
-    if keep is not None and x.ndim == 4:
-        k1 = k1[..., None]
+    k1, k2 = torch.ones(2, x.shape[0]) if keep is None else keep[2 * index : 2 * index + 2]
+    k1 = k1.double().view(-1, *[1] * (x.ndim - 1))
+    k2 = k2.double().view(-1, 1, 1)
     y = x + k1 * attention(x)
     if spec.kind is AdapterKind.PARALLEL_SHARED:
         y = y + s * bottleneck(model, index, x)
@@ -61,7 +59,7 @@ def explicit_features(model, images, keep=None):
                 x,
                 lambda v, b=b: b.ls1(b.attn(b.norm1(v))),
                 lambda v, b=b: b.ls2(b.mlp(b.norm2(v))),
-                keep,
+                keep=keep,
             )
         x = net.norm(x)
         return x[:, 0] if net.global_pool == "token" else net.fc_norm(x[:, 1:].mean(dim=1))
@@ -76,7 +74,7 @@ def explicit_features(model, images, keep=None):
             else:
                 attention = lambda v, b=b: b._attn(b.norm1(v))  # noqa: E731
                 mlp = lambda v, b=b: b.mlp(b.norm2(v))  # noqa: E731
-            x = join_branches(model, i, x, attention, mlp, keep)
+            x = join_branches(model, i, x, attention, mlp, keep=keep)
             i += 1
     return net.norm(x).mean(dim=(1, 2))
 

@@ -221,7 +221,7 @@ class TestRefusals:
             run(plan, tiny_data(), pair)
 
     def test_an_adapted_model_has_no_hidden_state(self, pair, tiny_plan, tiny_data):
-        """What is exported is all there is: rebuilt from its state, the student answers the same."""
+        """What is exported is all there is: rebuilt from it, the student answers the same."""
         data = tiny_data()
         result = run(tiny_plan(), data, pair)
         rebuilt = AdaptedModel(pair[0], result.student.spec, 3, seed=99)

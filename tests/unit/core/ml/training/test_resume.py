@@ -70,7 +70,9 @@ class TestResume:
             pytest.param(STEPS, id="last step"),
         ],
     )
-    def test_same_bytes(self, tmp_path, tiny_backbone, tiny_plan, tiny_data, stop, precision):
+    def test_same_bytes(  # noqa: PLR0917 - fixtures
+        self, tmp_path, tiny_backbone, tiny_plan, tiny_data, stop, precision
+    ):
         plan, data = tiny_plan(precision=precision), tiny_data()
         whole = run(plan, data, tiny_backbone)
         observer = StopAt(stop)
