@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.worker import state as worker_state
+from kombu.exceptions import OperationalError
 
 from core.clock import monotonic_s
 from core.platform.doorbell import TRAIN_TASK, VALIDATE_TASK
@@ -56,5 +57,5 @@ class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unt
         for name in due:
             try:
                 app.send_task(name, retry=False, ignore_result=True)
-            except OSError as error:
+            except (OperationalError, OSError) as error:
                 logger.warning("could not ring for %s: %s", name, error)

@@ -318,7 +318,8 @@ class Supervisor:
 
 def _parse_message(line: bytes) -> dict[str, Any] | None:
     try:
-        message = json.loads(line)
+        # NaN and infinities are not JSON: PostgreSQL would refuse them with every renewal.
+        message = json.loads(line, parse_constant=lambda _name: None)
     except (ValueError, RecursionError):
         return None
     is_message = isinstance(message, dict) and isinstance(message.get("type"), str)

@@ -25,10 +25,15 @@ def add_event(
             attempt=attempt,
             level=level,
             type=event_type,
-            message=message,
+            message=_storable(message),
             data=data or {},
         )
     )
+
+
+def _storable(text: str) -> str:
+    """Replace what no database takes as text: lone surrogates, and NUL on PostgreSQL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def record_epoch(session: Session, job_id: str, epoch: int, metrics: dict[str, Any]) -> None:

@@ -120,6 +120,9 @@ class TestEnding:
     def test_nonsense_is_not_taken_for_messages(self, rig: Rig) -> None:
         assert rig.run("talk_nonsense").ending is Ending.DONE
 
+    def test_figures_that_are_no_numbers_become_null(self, rig: Rig) -> None:
+        assert rig.run("diverge").message["metrics"] == {"loss": None, "least": None}
+
     @pytest.mark.parametrize("script", ["hang", "hang_without_stdout"])
     def test_silence_is_no_progress(self, rig: Rig, script: str) -> None:
         rig.limits = Limits(heartbeat_s=0.1, fence_s=120, progress_timeout_s=1.0)

@@ -40,6 +40,10 @@ def succeed_when_told(request: Request) -> None:
     send({"type": "done"})
 
 
+def diverge(_request: Request) -> None:
+    send({"type": "done", "metrics": {"loss": float("nan"), "least": float("-inf")}})
+
+
 def fail(_request: Request) -> None:
     send_failure("out_of_memory", "too big", user=False, data={"bytes": 7})
 
@@ -107,6 +111,7 @@ def main() -> None:
     scripts: list[Callable[[Request], None]] = [
         succeed,
         succeed_when_told,
+        diverge,
         fail,
         exit_badly,
         say_done_and_exit_badly,

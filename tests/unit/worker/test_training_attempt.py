@@ -1,0 +1,178 @@
+"""What an attempt keeps and publishes, with the database failing at the worst moment."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from core.clock import monotonic_s
+from core.platform.db.engine import Database
+from core.platform.jobs import repository
+from core.platform.leases import LeaseLostError
+from core.settings import Settings
+from tests.integration.platform.rows import add_job, claim, job_of, lose, models_of
+from worker.runtime import Runtime
+from worker.supervisor import Ending, Outcome
+from worker.training import TrainingAttempt
+
+BROKEN = OperationalError("COMMIT", None, ConnectionError("cut"))
+DONE = Outcome(Ending.DONE, {"type": "done", "metrics": {"test_accuracy": 0.5}})
+
+
+class BreakingDatabase(Database):
+    """A database whose next transactions break, before or after their commit."""
+
+    before_commit = 0
+    after_commit = 0
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with super().write() as session:
+            yield session
+            if self.before_commit:
+                self.before_commit -= 1
+                raise BROKEN
+        if self.after_commit:
+            self.after_commit -= 1
+            raise BROKEN
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, sqlite_url: str) -> Iterator[Runtime]:
+    settings = Settings.model_validate({"data_dir": tmp_path / "data", "database_url": sqlite_url})
+    runtime = Runtime(settings)
+    runtime.database.dispose()
+    runtime.database = BreakingDatabase(sqlite_url)
+    yield runtime
+    runtime.database.dispose()
+
+
+@pytest.fixture
+def database(runtime: Runtime) -> BreakingDatabase:
+    assert isinstance(runtime.database, BreakingDatabase)
+    return runtime.database
+
+
+@pytest.fixture
+def attempt(runtime: Runtime) -> TrainingAttempt:
+    add_job(runtime.database)
+    return TrainingAttempt(runtime, claim(runtime.database), claimed_s=monotonic_s())
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    out = tmp_path / "workdir" / "out"
+    out.mkdir(parents=True)
+    (out / "adapter.safetensors").write_bytes(b"adapter")
+    (out / "config.json").write_text(
+        json.dumps({"backbone": {"name": "starter"}, "classes": ["a", "b"]})
+    )
+    (out / "README.md").write_text("card")
+    return out.parent
+
+
+def conclude(attempt: TrainingAttempt, workdir: Path, *, time_to_fence_s: float = 100) -> None:
+    supervisor: Any = SimpleNamespace(time_to_fence_s=time_to_fence_s, pause=lambda _seconds: None)
+    attempt._conclude(DONE, supervisor, workdir)
+
+
+def offer_checkpoint(attempt: TrainingAttempt, workdir: Path, step: int) -> str:
+    path = workdir / f"checkpoint-{step}"
+    path.write_bytes(b"%d" % step)
+    message = {"type": "checkpoint", "path": str(path), "step": step}
+    with attempt._runtime.database.write() as session:
+        for write in attempt._on_message(message):
+            write(session)
+    assert not path.exists()
+    return hashlib.sha256(b"%d" % step).hexdigest()
+
+
+class TestPublish:
+    def test_the_files_are_stored_and_the_model_names_them(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        conclude(attempt, workdir)
+        (model,) = models_of(runtime.database)
+        assert runtime.store.fetch(model.adapter_sha256).read_bytes() == b"adapter"
+        assert runtime.store.fetch(model.card_sha256).read_text() == "card"
+        assert (model.adapter_bytes, model.classes) == (7, ["a", "b"])
+        assert job_of(runtime.database, model.job_id).state == "succeeded"
+
+    def test_a_transaction_that_breaks_before_its_commit_is_tried_again(
+        self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        database.before_commit = 2
+        conclude(attempt, workdir)
+        assert len(models_of(database)) == 1
+
+    def test_a_commit_whose_answer_is_lost_publishes_once(
+        self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        database.after_commit = 1
+        with pytest.raises(LeaseLostError):
+            conclude(attempt, workdir)
+        (model,) = models_of(database)
+        assert job_of(database, model.job_id).model_id == model.id
+
+    def test_an_outage_up_to_the_fence_publishes_nothing(
+        self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        database.before_commit = 1
+        with pytest.raises(LeaseLostError, match="out of reach"):
+            conclude(attempt, workdir, time_to_fence_s=0.5)
+        assert models_of(database) == []
+
+    def test_a_cancel_that_comes_first_is_kept(
+        self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        job_id = attempt._claim.row_id
+        with database.write() as session:
+            repository.request_cancel(session, job_id)
+        conclude(attempt, workdir)
+        assert (job_of(database, job_id).state, models_of(database)) == ("cancelled", [])
+
+    def test_an_overtaken_attempt_publishes_nothing(
+        self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        lose(database, attempt._claim)
+        claim(database, owner="host:2")
+        with pytest.raises(LeaseLostError):
+            conclude(attempt, workdir)
+        assert models_of(database) == []
+
+
+class TestCheckpoints:
+    def test_the_row_always_names_one_that_is_stored(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        stored = []
+        for step in range(1, 5):
+            stored.append(offer_checkpoint(attempt, workdir, step))
+            job = job_of(runtime.database, attempt._claim.row_id)
+            assert (job.checkpoint_sha256, job.checkpoint_step) == (stored[-1], step)
+        assert [runtime.store.exists(sha256) for sha256 in stored] == [False, False, True, True]
+
+    def test_none_is_left_when_the_job_has_ended(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        stored = [offer_checkpoint(attempt, workdir, step) for step in (1, 2)]
+        conclude(attempt, workdir)
+        assert not any(runtime.store.exists(sha256) for sha256 in stored)
+
+    @pytest.mark.parametrize("ending", [Ending.STOPPED, Ending.CRASHED, Ending.LOST])
+    def test_the_next_attempt_finds_the_last(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path, ending: Ending
+    ) -> None:
+        sha256 = offer_checkpoint(attempt, workdir, 7)
+        error = {"code": "process_died", "message": "it crashed", "class": "system"}
+        attempt._conclude(Outcome(ending, error), SimpleNamespace(), workdir)  # type: ignore[arg-type]
+        job = job_of(runtime.database, attempt._claim.row_id)
+        assert job.state == ("running" if ending is Ending.LOST else "queued")
+        assert (job.checkpoint_sha256, runtime.store.exists(sha256)) == (sha256, True)
