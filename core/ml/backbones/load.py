@@ -198,13 +198,13 @@ def _load_from_hub(name: str, weights_dir: Path | None) -> nn.Module:
         f"put {name}.safetensors into {folder}, or set IDAT_WEIGHTS_DIR to a folder that has it"
     )
     config = timm.get_pretrained_cfg(name)
-    repository = config.hf_hub_id if config is not None else None
-    if not repository:
+    if config is None or not config.hf_hub_id:
         raise WeightsUnavailableError(f"timm publishes no weights for {name}; {remedy}")
     # timm retries for most of a minute before it reports that the hub is away; ask once, unless it
     # is cached.
-    files = (constants.SAFETENSORS_SINGLE_FILE, constants.PYTORCH_WEIGHTS_NAME)
-    cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
+    single = (constants.SAFETENSORS_SINGLE_FILE, constants.PYTORCH_WEIGHTS_NAME)
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else single
+    cached = any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
     try:
         if not cached:
             get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)

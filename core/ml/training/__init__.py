@@ -5,7 +5,7 @@ Entry points, in the order in which a job uses them:
 * `plan.build_plan(...)` -> `TrainPlan`: every hyperparameter resolved, nothing left to decide.
 * `resident.build_split(...)`, `resident.ResidentData`: the uint8 images and labels of train, val
   and test.
-* `loop.train(plan, data, student=..., teacher=..., observer=..., checkpoints=...)` ->
+* `loop.train(plan, data, student=..., teacher=..., observer=..., checkpoint_dir=...)` ->
   `TrainResult`.
 * `checkpoint.CheckpointFolder`: where an interrupted run is found again; a run resumed from it ends
   with the same bytes in its adapter as one that was never interrupted.

@@ -12,4 +12,6 @@ def make_deterministic(device: torch.device) -> None:
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = False
+    # Its backward adds in any order. What remains is flash attention (bf16) and plain (fp32).
+    torch.backends.cuda.enable_mem_efficient_sdp(enabled=False)
     torch.use_deterministic_algorithms(mode=True)

@@ -50,7 +50,7 @@ class TrainStep:
     """L = CE(student) + CE(teacher) + weight * D(student, teacher), and its gradient (Eq. 5).
 
     The released code runs two backwards through the same graphs, one for each optimizer. One is the
-    same maths: the student's gradient is equal, and the teacher's, there accumulated twice, is half,
+    same maths: the student's gradient is equal, the teacher's, there accumulated twice, is half,
     a factor that AdamW divides out.
     """
 
