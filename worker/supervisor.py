@@ -15,25 +15,28 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.clock import monotonic_s
-from core.platform.db.engine import Database
+from core.platform.db.engine import TRANSIENT_ERRORS, Database
 from core.platform.leases import LeaseLostError
-from core.settings import build_environment
+from core.settings import Settings, build_environment
 from worker.child import REQUEST_FILE, STOP_COMMAND
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _TICK_S = 0.25
 _RENEW_S = 2.0
+_RETRY_S = 1.0
 _STOP_GRACE_S = 25.0
 _LOG_TAIL_BYTES = 4000
 _MESSAGE_BYTES = 1 << 20
@@ -86,6 +89,15 @@ class Limits:
     heartbeat_s: float
     fence_s: float
     progress_timeout_s: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Return the limits that a worker's settings ask for."""
+        return cls(
+            heartbeat_s=settings.heartbeat_s,
+            fence_s=settings.lease_ttl_s * 2 / 3,
+            progress_timeout_s=settings.progress_timeout_s,
+        )
 
 
 #: A write that goes into the same transaction as the next renewal.
@@ -168,15 +180,57 @@ class Supervisor:
                     with contextlib.suppress(OSError):
                         pipe.close()
 
+    def renew_while(self, work: Callable[[], Result]) -> Result:
+        """Do something slow outside of the child, and keep the lease meanwhile.
+
+        Raises:
+            LeaseLostError: the lease was lost, or could not be renewed for too long.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="slow-work") as pool:
+            future = pool.submit(work)
+            while not wait([future], timeout=_TICK_S).done:
+                self._renew_if_due()
+                if self._time_to_fence_s < 0:
+                    raise LeaseLostError("the database was out of reach for too long")
+            return future.result()
+
+    def write_last(self, write: Write, *, if_lost: Write | None = None) -> None:
+        """Make the attempt's last write, trying for as long as the lease may still hold.
+
+        Args:
+            write: fenced, as everything that an attempt writes.
+            if_lost: what to write instead, in the same transaction, when the fence refuses `write`.
+
+        Raises:
+            LeaseLostError: the fence refused, or the database was out of reach for too long. If
+                only the answer to a COMMIT was lost, the next try is refused as well: the row has
+                got its state all the same.
+        """
+        while True:
+            try:
+                with self._database.write() as session:
+                    try:
+                        write(session)
+                    except LeaseLostError:
+                        if if_lost is None:
+                            raise
+                        if_lost(session)
+            except TRANSIENT_ERRORS as error:
+                self._wait_for_database(error)
+            else:
+                return
+
     @property
-    def time_to_fence_s(self) -> float:
+    def _time_to_fence_s(self) -> float:
         """Seconds left in which this attempt may still write, without another renewal."""
         return self._last_renewal_s + self._limits.fence_s - monotonic_s()
 
-    @staticmethod
-    def pause(seconds: float) -> None:
-        """Wait before trying the database again."""
-        threading.Event().wait(seconds)
+    def _wait_for_database(self, error: Exception) -> None:
+        """Wait a moment, or raise when the lease must be taken for lost before another try."""
+        logger.warning("could not write: %s", error)
+        if self._time_to_fence_s < _RENEW_S:
+            raise LeaseLostError("the database was out of reach for too long") from error
+        threading.Event().wait(_RETRY_S)
 
     def _read(
         self, process: "subprocess.Popen[bytes]", messages: "queue.Queue[dict[str, Any] | None]"
@@ -197,7 +251,7 @@ class Supervisor:
     def _watch(self, process: "subprocess.Popen[bytes]") -> None:
         """Kill the child when renewals stop, even while the main loop hangs in the database."""
         while not self._ended.wait(_TICK_S):
-            if self.time_to_fence_s < 0:
+            if self._time_to_fence_s < 0:
                 self._fenced.set()
                 _kill_group(process)
                 return
@@ -271,7 +325,7 @@ class Supervisor:
             return None
         try:
             return self._renew_now()
-        except DBAPIError as error:
+        except TRANSIENT_ERRORS as error:
             # Nothing is lost yet: the writes stay pending, and the watchdog counts.
             logger.warning("could not renew the lease: %s", error)
             return None
@@ -293,11 +347,8 @@ class Supervisor:
         while True:
             try:
                 return self._renew_now()
-            except DBAPIError as error:
-                logger.warning("could not write the last messages: %s", error)
-                if self.time_to_fence_s < _RENEW_S:
-                    raise LeaseLostError("the database was out of reach for too long") from error
-                self.pause(1.0)
+            except TRANSIENT_ERRORS as error:
+                self._wait_for_database(error)
 
     def _ask_to_stop(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None

@@ -21,7 +21,6 @@ from worker.workdirs import hold_workdir
 
 logger = logging.getLogger(__name__)
 
-_PUBLISH_RETRY_S = 1.0
 #: Checkpoints kept in the store while a job runs: the row may still point at the one before the
 #: newest, if the write that moves the pointer has not gone through yet.
 _KEPT_CHECKPOINTS = 2
@@ -67,31 +66,27 @@ class TrainingAttempt:
         """
         claim, settings = self._claim, self._runtime.settings
         with hold_workdir(settings.scratch_dir, claim.row_id, claim.attempt) as workdir:
+            supervisor = Supervisor(
+                "worker.trainer",
+                workdir,
+                database=self._runtime.database,
+                renew=self._renew,
+                renewed_s=self._claimed_s,
+                limits=Limits.from_settings(settings),
+                is_draining=lambda: self._runtime.is_draining,
+                on_message=self._on_message,
+            )
             try:
-                request = self._build_request()
-                supervisor = Supervisor(
-                    "worker.trainer",
-                    workdir,
-                    database=self._runtime.database,
-                    renew=self._renew,
-                    renewed_s=self._claimed_s,
-                    limits=Limits(
-                        heartbeat_s=settings.heartbeat_s,
-                        fence_s=settings.lease_ttl_s * 2 / 3,
-                        progress_timeout_s=settings.progress_timeout_s,
-                    ),
-                    is_draining=lambda: self._runtime.is_draining,
-                    on_message=self._on_message,
-                )
-                outcome = supervisor.run(request)
+                outcome = supervisor.run(supervisor.renew_while(self._build_request))
                 logger.info(
                     "attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value
                 )
                 self._conclude(outcome, supervisor, workdir)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, DBAPIError) as error:
                 # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
                 logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
-                self._give_up({"code": "attempt_broke", "message": repr(error), "class": "system"})
+                crash = {"code": "attempt_broke", "message": repr(error), "class": "system"}
+                self._end(supervisor, self._build_crash(crash))
 
     def _build_request(self) -> dict[str, Any]:
         settings, store = self._runtime.settings, self._runtime.store
@@ -165,83 +160,75 @@ class TrainingAttempt:
         )
 
     def _store_checkpoint(self, path: Path, step: int) -> Write:
-        blob = self._runtime.store.put_file(path)
+        sha256 = self._runtime.store.put_file(path).sha256
         path.unlink()
-        if blob.sha256 not in self._checkpoints:
-            self._checkpoints.append(blob.sha256)
-        while len(self._checkpoints) > _KEPT_CHECKPOINTS:
-            self._runtime.store.delete(self._checkpoints.pop(0))
-        return partial(
-            repository.record_checkpoint, claim=self._claim, sha256=blob.sha256, step=step
-        )
+
+        def write(session: Session) -> None:
+            repository.record_checkpoint(session, self._claim, sha256=sha256, step=step)
+            # Not before the fence has let this through: an overtaken attempt's checkpoint may be
+            # the one that its successor goes on from.
+            if sha256 not in self._checkpoints:
+                self._checkpoints.append(sha256)
+            while len(self._checkpoints) > _KEPT_CHECKPOINTS:
+                self._runtime.store.delete(self._checkpoints.pop(0))
+
+        return write
 
     def _conclude(self, outcome: Outcome, supervisor: Supervisor, workdir: Path) -> None:
         claim = self._claim
         match outcome.ending:
             case Ending.DONE:
-                self._publish(outcome.message, supervisor, workdir / "out")
+                done = outcome.message
+                model = supervisor.renew_while(lambda: self._store_model(done, workdir / "out"))
+                self._end(supervisor, lambda session: repository.publish(session, claim, model))
             case Ending.FAILED:
                 error = {k: v for k, v in outcome.message.items() if k != "type"}
-                with self._runtime.database.write() as session:
-                    repository.fail(session, claim, error)
+                self._end(supervisor, lambda session: repository.fail(session, claim, error))
             case Ending.STOPPED:
-                with self._runtime.database.write() as session:
-                    repository.release(session, claim)
+                self._end(supervisor, lambda session: repository.release(session, claim))
                 return  # the checkpoints stay: the next attempt goes on from them
             case Ending.CRASHED:
-                self._give_up(outcome.message)
+                self._end(supervisor, self._build_crash(outcome.message))
                 return
             case Ending.CANCELLED:
-                with self._runtime.database.write() as session:
-                    repository.finish_cancel(session, claim)
+                supervisor.write_last(self._finish_cancel)
             case Ending.LOST:
                 return
         for sha256 in self._checkpoints:
             self._runtime.store.delete(sha256)
 
-    def _give_up(self, error: dict[str, Any]) -> None:
+    def _end(self, supervisor: Supervisor, write: Write) -> None:
+        """Make the last write; a cancel that came before it is how the job ends instead."""
+        supervisor.write_last(write, if_lost=self._finish_cancel)
+
+    def _finish_cancel(self, session: Session) -> None:
+        repository.finish_cancel(session, self._claim)
+
+    def _build_crash(self, error: dict[str, Any]) -> Write:
         limit = self._runtime.settings.max_attempts
-        with self._runtime.database.write() as session:
+
+        def write(session: Session) -> None:
             repository.give_up_attempt(session, self._claim, error, max_attempts=limit)
 
-    def _publish(self, done: dict[str, Any], supervisor: Supervisor, out: Path) -> None:
-        """Store the exported files, then publish the model and end the job in one transaction."""
+        return write
+
+    def _store_model(self, done: dict[str, Any], out: Path) -> ModelRow:
+        """Store the exported files; the row that names them is written when the job ends."""
         store = self._runtime.store
         adapter = store.put_file(out / "adapter.safetensors")
-        config_sha256 = store.put_file(out / "config.json").sha256
-        card_sha256 = store.put_file(out / "README.md").sha256
         config = json.loads((out / "config.json").read_text())
-        while True:
-            try:
-                with self._runtime.database.write() as session:
-                    job = repository.get_job(session, self._claim.row_id)
-                    model = ModelRow(
-                        id=new_model_id(),
-                        name=job.name,
-                        job_id=job.id,
-                        dataset_id=job.dataset_id,
-                        backbone=config["backbone"]["name"],
-                        adapter_sha256=adapter.sha256,
-                        adapter_bytes=adapter.size_bytes,
-                        config_sha256=config_sha256,
-                        card_sha256=card_sha256,
-                        classes=config["classes"],
-                        metrics=done["metrics"],
-                    )
-                    repository.publish(session, self._claim, model)
-            except DBAPIError as error:
-                # If the COMMIT went through before the connection broke, the next try finds the
-                # job succeeded and raises LeaseLostError: published once all the same.
-                if supervisor.time_to_fence_s < _PUBLISH_RETRY_S:
-                    raise LeaseLostError("the database was out of reach for too long") from error
-                logger.warning("could not publish %s: %s", self._claim.row_id, error)
-                supervisor.pause(_PUBLISH_RETRY_S)
-            except LeaseLostError:
-                with self._runtime.database.write() as session:
-                    job = repository.get_job(session, self._claim.row_id)
-                    if job.state == "cancelling" and job.attempt == self._claim.attempt:
-                        repository.finish_cancel(session, self._claim)
-                        return
-                raise
-            else:
-                return
+        with self._runtime.database.read() as session:
+            job = repository.get_job(session, self._claim.row_id)
+        return ModelRow(
+            id=new_model_id(),
+            name=job.name,
+            job_id=job.id,
+            dataset_id=job.dataset_id,
+            backbone=config["backbone"]["name"],
+            adapter_sha256=adapter.sha256,
+            adapter_bytes=adapter.size_bytes,
+            config_sha256=store.put_file(out / "config.json").sha256,
+            card_sha256=store.put_file(out / "README.md").sha256,
+            classes=config["classes"],
+            metrics=done["metrics"],
+        )

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.catalog.pairs import DEFAULT_IMAGE_PX
@@ -52,30 +53,27 @@ class ValidationAttempt:
         """
         claim, settings = self._claim, self._runtime.settings
         with hold_workdir(settings.scratch_dir, claim.row_id, claim.attempt) as workdir:
+            supervisor = Supervisor(
+                "worker.intake",
+                workdir,
+                database=self._runtime.database,
+                renew=self._renew,
+                renewed_s=self._claimed_s,
+                limits=Limits.from_settings(settings),
+                is_draining=lambda: self._runtime.is_draining,
+                on_message=self._on_message,
+            )
             try:
-                supervisor = Supervisor(
-                    "worker.intake",
-                    workdir,
-                    database=self._runtime.database,
-                    renew=self._renew,
-                    renewed_s=self._claimed_s,
-                    limits=Limits(
-                        heartbeat_s=settings.heartbeat_s,
-                        fence_s=settings.lease_ttl_s * 2 / 3,
-                        progress_timeout_s=settings.progress_timeout_s,
-                    ),
-                    is_draining=lambda: self._runtime.is_draining,
-                    on_message=self._on_message,
-                )
-                outcome = supervisor.run(self._build_request())
+                outcome = supervisor.run(supervisor.renew_while(self._build_request))
                 logger.info(
                     "attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value
                 )
-                self._conclude(outcome, workdir / "out")
-            except (OSError, ValueError, KeyError) as error:
+                self._conclude(outcome, supervisor, workdir / "out")
+            except (OSError, ValueError, KeyError, DBAPIError) as error:
                 # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
                 logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
-                self._give_up({"code": "attempt_broke", "message": repr(error), "class": "system"})
+                crash = {"code": "attempt_broke", "message": repr(error), "class": "system"}
+                supervisor.write_last(self._build_crash(crash))
 
     def _build_request(self) -> dict[str, Any]:
         settings = self._runtime.settings
@@ -98,21 +96,22 @@ class ValidationAttempt:
         logger.warning("the intake sent an unknown message %r", message["type"])
         return []
 
-    def _conclude(self, outcome: Outcome, out: Path) -> None:
+    def _conclude(self, outcome: Outcome, supervisor: Supervisor, out: Path) -> None:
         match outcome.ending:
             case Ending.DONE:
-                self._keep(out)
+                supervisor.write_last(supervisor.renew_while(lambda: self._store_dataset(out)))
+                self._runtime.doorbell.ring(TRAIN_TASK)  # the jobs that waited are queued now
             case Ending.FAILED:
-                self._reject(outcome.message, out / "report.json")
+                self._reject(outcome.message, supervisor, out / "report.json")
             case Ending.STOPPED:
-                with self._runtime.database.write() as session:
-                    repository.release(session, self._claim)
+                supervisor.write_last(lambda session: repository.release(session, self._claim))
             case Ending.CRASHED:
-                self._give_up(outcome.message)
+                supervisor.write_last(self._build_crash(outcome.message))
             case Ending.CANCELLED | Ending.LOST:
                 return
 
-    def _keep(self, out: Path) -> None:
+    def _store_dataset(self, out: Path) -> Write:
+        """Store what the intake made, and return the write that makes it a dataset."""
         store = self._runtime.store
         manifest = json.loads((out / "manifest.json").read_text())
         report = json.loads((out / "report.json").read_text())
@@ -124,7 +123,8 @@ class ValidationAttempt:
         splits: dict[str, int] = {}
         for item in manifest["items"]:
             splits[item["split"]] = splits.get(item["split"], 0) + 1
-        with self._runtime.database.write() as session:
+
+        def write(session: Session) -> None:
             repository.mark_ready(
                 session,
                 self._claim,
@@ -134,24 +134,34 @@ class ValidationAttempt:
                 splits=splits,
                 report=report,
             )
-        self._runtime.doorbell.ring(TRAIN_TASK)  # the jobs that waited for it are queued now
 
-    def _reject(self, failure: dict[str, Any], report_path: Path) -> None:
+        return write
+
+    def _reject(self, failure: dict[str, Any], supervisor: Supervisor, report_path: Path) -> None:
         """End as `invalid` and free the archive: it can serve nobody any more."""
         error = {k: v for k, v in failure.items() if k != "type"}
         is_users = error.get("class") == "user"
         state = DatasetState.INVALID if is_users else DatasetState.FAILED
         report = json.loads(report_path.read_text()) if report_path.exists() else None
-        with self._runtime.database.write() as session:
+
+        def write(session: Session) -> None:
             repository.mark_unusable(session, self._claim, state=state, error=error, report=report)
+
+        supervisor.write_last(write)
+        if not is_users:
+            return
+        with self._runtime.database.read() as session:
             sha256 = repository.get_dataset(session, self._claim.row_id).archive_sha256
             shared = repository.is_archive_referenced(
                 session, sha256, except_for=self._claim.row_id
             )
-        if is_users and not shared:
+        if not shared:
             self._runtime.store.delete(sha256)
 
-    def _give_up(self, error: dict[str, Any]) -> None:
+    def _build_crash(self, error: dict[str, Any]) -> Write:
         limit = self._runtime.settings.max_attempts
-        with self._runtime.database.write() as session:
+
+        def write(session: Session) -> None:
             repository.give_up_attempt(session, self._claim, error, max_attempts=limit)
+
+        return write

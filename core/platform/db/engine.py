@@ -8,8 +8,12 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
+
+#: The database is out of reach or too busy; the same statement may succeed later.
+TRANSIENT_ERRORS = (OperationalError, InterfaceError)
 
 _SQLITE_BUSY_TIMEOUT_MS = 15_000
 _CONNECT_TIMEOUT_S = 5

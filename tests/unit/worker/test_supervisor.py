@@ -52,9 +52,8 @@ class Rig:
     def build_log_write(self, text: str) -> Write:
         return lambda session: events.add_event(session, self.claim.row_id, text, event_type="log")
 
-    def run(self, script: str, **request: Any) -> Outcome:
-        """Supervise a child to its end; whoever said its process id is dead then."""
-        supervisor = Supervisor(
+    def build_supervisor(self) -> Supervisor:
+        return Supervisor(
             CHILD,
             self.workdir,
             database=self.database,
@@ -64,7 +63,10 @@ class Rig:
             is_draining=self.is_draining,
             on_message=self.take,
         )
-        outcome = supervisor.run({"script": script, **request})
+
+    def run(self, script: str, **request: Any) -> Outcome:
+        """Supervise a child to its end; whoever said its process id is dead then."""
+        outcome = self.build_supervisor().run({"script": script, **request})
         for pid in self.pids:
             wait_for_death(pid)
         return outcome
@@ -257,3 +259,31 @@ class TestLease:
             finally:
                 answered.set()
             assert running.result().ending is Ending.LOST
+
+
+class TestSlowWork:
+    def test_the_lease_is_renewed_meanwhile(self, rig: Rig) -> None:
+        renewed = threading.Event()
+
+        def renew(session: Session, progress: dict[str, Any] | None) -> str:
+            renewed.set()
+            return rig.renew_for_real(session, progress)
+
+        rig.renew = renew
+        # Ends only once a renewal has been made beside it.
+        assert rig.build_supervisor().renew_while(lambda: renewed.wait(60)) is True
+
+    def test_a_lease_lost_meanwhile_is_told(self, rig: Rig) -> None:
+        lose(rig.database, rig.claim)
+        claim(rig.database, owner="host:2")
+        done = threading.Event()
+        threading.Timer(2.0, done.set).start()
+        with pytest.raises(LeaseLostError):
+            rig.build_supervisor().renew_while(lambda: done.wait(60))
+
+    def test_what_the_work_raises_is_raised(self, rig: Rig) -> None:
+        def fail() -> None:
+            raise FileNotFoundError("no such blob")
+
+        with pytest.raises(FileNotFoundError, match="blob"):
+            rig.build_supervisor().renew_while(fail)

@@ -5,8 +5,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -19,7 +17,7 @@ from core.platform.leases import LeaseLostError
 from core.settings import Settings
 from tests.integration.platform.rows import add_job, claim, job_of, lose, models_of
 from worker.runtime import Runtime
-from worker.supervisor import Ending, Outcome
+from worker.supervisor import Ending, Limits, Outcome, Supervisor
 from worker.training import TrainingAttempt
 
 BROKEN = OperationalError("COMMIT", None, ConnectionError("cut"))
@@ -79,8 +77,21 @@ def workdir(tmp_path: Path) -> Path:
 
 
 def conclude(attempt: TrainingAttempt, workdir: Path, *, time_to_fence_s: float = 100) -> None:
-    supervisor: Any = SimpleNamespace(time_to_fence_s=time_to_fence_s, pause=lambda _seconds: None)
-    attempt._conclude(DONE, supervisor, workdir)
+    attempt._conclude(DONE, supervise(attempt, workdir, time_to_fence_s), workdir)
+
+
+def supervise(attempt: TrainingAttempt, workdir: Path, time_to_fence_s: float = 100) -> Supervisor:
+    """A supervisor whose child has ended."""
+    return Supervisor(
+        "worker.trainer",
+        workdir,
+        database=attempt._runtime.database,
+        renew=attempt._renew,
+        renewed_s=monotonic_s(),
+        limits=Limits(heartbeat_s=100, fence_s=time_to_fence_s, progress_timeout_s=100),
+        is_draining=lambda: False,
+        on_message=attempt._on_message,
+    )
 
 
 def offer_checkpoint(attempt: TrainingAttempt, workdir: Path, step: int) -> str:
@@ -138,6 +149,21 @@ class TestPublish:
         conclude(attempt, workdir)
         assert (job_of(database, job_id).state, models_of(database)) == ("cancelled", [])
 
+    @pytest.mark.parametrize("ending", [Ending.FAILED, Ending.STOPPED, Ending.CRASHED])
+    def test_a_cancel_decides_however_the_trainer_ended(
+        self,
+        database: BreakingDatabase,
+        attempt: TrainingAttempt,
+        workdir: Path,
+        ending: Ending,
+    ) -> None:
+        job_id = attempt._claim.row_id
+        with database.write() as session:
+            repository.request_cancel(session, job_id)
+        error = {"code": "process_died", "message": "it crashed", "class": "system"}
+        attempt._conclude(Outcome(ending, error), supervise(attempt, workdir), workdir)
+        assert job_of(database, job_id).state == "cancelled"
+
     def test_an_overtaken_attempt_publishes_nothing(
         self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
     ) -> None:
@@ -159,6 +185,16 @@ class TestCheckpoints:
             assert (job.checkpoint_sha256, job.checkpoint_step) == (stored[-1], step)
         assert [runtime.store.exists(sha256) for sha256 in stored] == [False, False, True, True]
 
+    def test_an_overtaken_attempt_takes_none_away(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        stored = [offer_checkpoint(attempt, workdir, step) for step in (1, 2)]
+        lose(runtime.database, attempt._claim)
+        claim(runtime.database, owner="host:2")
+        with pytest.raises(LeaseLostError):
+            offer_checkpoint(attempt, workdir, 3)
+        assert all(runtime.store.exists(sha256) for sha256 in stored)
+
     def test_none_is_left_when_the_job_has_ended(
         self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
     ) -> None:
@@ -172,7 +208,7 @@ class TestCheckpoints:
     ) -> None:
         sha256 = offer_checkpoint(attempt, workdir, 7)
         error = {"code": "process_died", "message": "it crashed", "class": "system"}
-        attempt._conclude(Outcome(ending, error), SimpleNamespace(), workdir)  # type: ignore[arg-type]
+        attempt._conclude(Outcome(ending, error), supervise(attempt, workdir), workdir)
         job = job_of(runtime.database, attempt._claim.row_id)
         assert job.state == ("running" if ending is Ending.LOST else "queued")
         assert (job.checkpoint_sha256, runtime.store.exists(sha256)) == (sha256, True)
