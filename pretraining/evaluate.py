@@ -44,7 +44,7 @@ def probe(backbone: nn.Module, task: Task) -> float:
     scaler = StandardScaler().fit(features["train"])
     inputs = {split: scaler.transform(features[split]) for split in SPLITS}
     fits = []
-    # Two BLAS threads on matrices this small mostly wait for each other: 1 s against minutes.
+    # BLAS threads on matrices this small mostly wait for each other.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties may need more steps
         for strength in STRENGTHS:
