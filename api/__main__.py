@@ -1,5 +1,6 @@
 """`python -m api`: serve the API with the settings of the environment."""
 
+import argparse
 import logging
 import socket
 import sys
@@ -8,7 +9,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from api.app import UnsafeBindingError, create_app
-from core.settings import Settings
+from core.settings import Settings, describe_wrong_settings
 
 _GRACE_S = 30
 #: Bounds how many connections wait in the kernel while all threads are busy.
@@ -17,13 +18,18 @@ _BACKLOG = 2048
 
 def main() -> int:
     """Serve until told to stop; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m api",
+        description="Serve the HTTP API. Configured by IDAT_* variables (see "
+        "docs/configuration.md); prints its URL once it listens; SIGTERM stops it.",
+    )
+    parser.parse_args()
     try:
         settings = Settings()
         app = create_app(settings)
         listener = _listen(settings)
     except ValidationError as error:
-        problems = "; ".join(_describe(detail) for detail in error.errors())
-        return _refuse(f"the settings are wrong: {problems}")
+        return _refuse(describe_wrong_settings(error))
     except UnsafeBindingError as error:
         return _refuse(str(error))
     except OSError as error:
@@ -31,6 +37,8 @@ def main() -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # It would tell, at every probe of readiness, which database it looked into.
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
     with listener:
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -52,13 +60,6 @@ def _listen(settings: Settings) -> socket.socket:
     return socket.create_server(
         (settings.host, settings.port), family=family, backlog=_BACKLOG, reuse_port=False
     )
-
-
-def _describe(detail: object) -> str:
-    assert isinstance(detail, dict)
-    names = "_".join(str(part) for part in detail["loc"]).upper()
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"IDAT_{names}: {message}" if names else message
 
 
 def _refuse(reason: str) -> int:

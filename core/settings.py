@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Role = Literal["control", "inference"]
@@ -121,6 +121,16 @@ class Settings(BaseSettings):
     def scratch_dir(self) -> Path:
         """Folder for files in the making: uploads, attempts' working folders, fetched blobs."""
         return self.data_dir.resolve() / "scratch"
+
+
+def describe_wrong_settings(error: ValidationError) -> str:
+    """Say in one line which variables are wrong and why, for whoever started the process."""
+    problems = []
+    for detail in error.errors():
+        name = "_".join(str(part) for part in detail["loc"][:1]).upper()
+        message = detail["msg"].removeprefix("Value error, ")
+        problems.append(f"IDAT_{name}: {message}" if name else message)
+    return f"the settings are wrong: {'; '.join(problems)}"
 
 
 def build_environment(changes: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import sys
 from pydantic import ValidationError
 
 from core.errors import AppError
-from core.settings import Settings
+from core.settings import Settings, describe_wrong_settings
 from embedded.address import Address, choose_address
 from embedded.lock import DataDirLock
 from embedded.stack import STOP_GRACE_S, Stack
@@ -45,10 +45,7 @@ def _up(*, echo_logs: bool) -> int:
         lock.acquire(timeout_s=STOP_GRACE_S + 5, say=_complain)
         address = choose_address(settings)
     except ValidationError as error:
-        for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"])
-            where = f"IDAT_{name.upper()}: " if name else ""
-            _complain(f"{where}{problem['msg']}")
+        _complain(describe_wrong_settings(error))
         return _WRONG_SETTINGS
     except (AppError, OSError) as error:
         _complain(str(error))

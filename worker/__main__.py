@@ -6,7 +6,7 @@ import uuid
 
 from pydantic import ValidationError
 
-from core.settings import Settings
+from core.settings import Settings, describe_wrong_settings
 
 
 def main() -> int:
@@ -14,13 +14,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m worker",
         description="Run a worker: it validates datasets and trains jobs. Configured by IDAT_* "
-        "variables (see the README); SIGTERM hands the running job back and exits.",
+        "variables (see docs/configuration.md); SIGTERM hands the running job back and exits.",
     )
     parser.parse_args()
     try:
         settings = Settings()
     except ValidationError as error:
-        sys.stderr.write(f"worker: bad settings\n{error}\n")
+        sys.stderr.write(f"idat worker: {describe_wrong_settings(error)}\n")
         return 2
     from worker.app import app  # noqa: PLC0415 - reads the settings, checked above
 

@@ -18,9 +18,9 @@ from tests.integration.api.rig import Rig
 _ROOT = Path(__file__).parents[3]
 
 
-def _start(**environment: str) -> "subprocess.Popen[str]":
+def _start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "api"],
+        [sys.executable, "-m", "api", *arguments],
         cwd=_ROOT,
         env={"PATH": "", **environment},
         stdout=subprocess.PIPE,
@@ -39,6 +39,16 @@ class TestProcess:
         process.terminate()
         _, stderr = process.communicate(timeout=60)
         assert "GET '/readyz' 200" in stderr
+
+    @pytest.mark.parametrize(("argument", "exit_code"), [("--help", 0), ("--port=1", 2)])
+    def test_an_argument_does_not_start_it(
+        self, tmp_path: Path, argument: str, exit_code: int
+    ) -> None:
+        process = _start(argument, IDAT_DATA_DIR=str(tmp_path / "data"))
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == exit_code
+        assert "usage: python -m api" in stdout + stderr
+        assert not (tmp_path / "data").exists()
 
     @pytest.mark.parametrize(
         ("environment", "reason"),
