@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from api import errors
 from api.auth import DOCS_ASSETS, AuthMiddleware
 from api.deps import ReadinessProbe, Services
-from api.middleware import BodyCapMiddleware, RequestContextMiddleware
+from api.middleware import BodyCapMiddleware, HeadMiddleware, RequestContextMiddleware
 from api.routes import datasets, health, jobs, methods, models
 from api.schemas.problems import Problem
 from api.uploads import remove_abandoned
@@ -74,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(RequestContextMiddleware),
             Middleware(AuthMiddleware, settings=settings),
             Middleware(BodyCapMiddleware),
+            Middleware(HeadMiddleware),
         ],
     )
     app.state.settings = settings

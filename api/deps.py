@@ -5,7 +5,8 @@ from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Path, Request
 
-from core.errors import UnsupportedTypeError
+from api.errors import wrong_type
+from api.schemas.fields import SLUG_PATTERN
 from core.platform.db.engine import Database
 from core.platform.doorbell import Doorbell
 from core.platform.storage.base import BlobStore
@@ -68,9 +69,7 @@ def require_json(request: Request) -> None:
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        raise UnsupportedTypeError(
-            f"this route reads application/json, not {content_type or 'a body without a type'!r}"
-        )
+        raise wrong_type("application/json", content_type)
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
@@ -80,5 +79,4 @@ StoreDep = Annotated[BlobStore, Depends(_get_store)]
 DoorbellDep = Annotated[Doorbell, Depends(_get_doorbell)]
 
 #: An id, or a model's name, in a path. The pattern keeps bytes out that no database would take.
-REFERENCE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-ReferencePath = Annotated[str, Path(pattern=REFERENCE_PATTERN)]
+ReferencePath = Annotated[str, Path(pattern=SLUG_PATTERN)]

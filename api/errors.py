@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api.schemas.fields import PATTERN_MEANINGS
 from core.errors import (
     AppError,
     ConflictError,
@@ -69,6 +70,7 @@ _TITLES = {
     409: "Conflict",
     413: "Content too large",
     415: "Unsupported media type",
+    416: "Range not satisfiable",
     422: "Invalid request",
     500: "Internal error",
     503: "Unavailable",
@@ -98,6 +100,21 @@ _VALIDATION_CODES = {
     "too_long": "too_long",
     "string_pattern_mismatch": "bad_format",
 }
+
+
+#: What Pydantic's sentences do not say to somebody who has never heard of it.
+_VALIDATION_MESSAGES = {
+    "missing": "is required",
+    "extra_forbidden": "there is no such field here; /docs lists those that there are",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+}
+
+
+def wrong_type(wanted: str, content_type: str) -> UnsupportedTypeError:
+    """Return the error for a body whose `Content-Type` is not one that a route reads."""
+    given = repr(content_type) if content_type else "a body without a Content-Type"
+    return UnsupportedTypeError(f"this route reads {wanted}, not {given}")
 
 
 def status_of(error: AppError) -> int:
@@ -206,7 +223,9 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 def _validation_to_json(detail: Mapping[str, Any]) -> dict[str, str]:
     place, *path = detail["loc"]
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _VALIDATION_MESSAGES.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    if detail["type"] == "string_pattern_mismatch":
+        message = PATTERN_MEANINGS.get(detail["ctx"]["pattern"], message)
     return {
         "in": str(place),
         "pointer": pointer,
@@ -221,6 +240,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     detail = str(error.detail)
     if status == 404:  # noqa: PLR2004 - raised by the router only: our own 404s are AppErrors
         detail = f"there is nothing at {request.url.path}; GET /docs lists the routes"
+    elif status == 400:  # noqa: PLR2004 - FastAPI's, where a body breaks the JSON parser itself
+        detail = "the body cannot be read as JSON in UTF-8, or is nested too deeply"
     elif status == 405:  # noqa: PLR2004
         detail = f"{request.method} is not possible at {request.url.path}"
     code = _HTTP_CODES.get(status, "error")

@@ -9,6 +9,7 @@ from fastapi import Depends, Header
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from api.schemas.fields import IDEMPOTENCY_KEY_PATTERN
 from core.platform.db.engine import Database
 from core.platform.idempotency import find_resource, remember
 
@@ -22,7 +23,7 @@ def _read_key(
     idempotency_key: Annotated[
         str | None,
         Header(
-            pattern=r"^[\x21-\x7e]{1,200}$",
+            pattern=IDEMPOTENCY_KEY_PATTERN,
             description="Chosen by the caller, once for each thing to create; makes a repetition "
             "of the request safe.",
         ),

@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import anyio.to_thread
 import numpy as np
@@ -26,8 +25,6 @@ from core.ml.inference.classifier import Classifier
 from core.platform.db.tables import ModelRow
 from core.platform.storage.base import BlobStore
 from core.settings import Settings
-
-Value = TypeVar("Value")
 
 _BUNDLE_CACHE_BYTES = 64 << 20
 #: Requests that may wait for a thread; more would only time out in line.

@@ -9,8 +9,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from api.errors import MalformedError
-from core.errors import InvalidError, TooLargeError, UnsupportedTypeError
+from api.errors import MalformedError, wrong_type
+from core.errors import InvalidError, TooLargeError
 
 #: Bytes gathered before a thread parses, hashes and writes them; the most of a body in memory.
 _BATCH_BYTES = 1 << 20
@@ -76,9 +76,7 @@ def find_boundary(content_type: str) -> bytes:
     """
     media_type, options = parse_options_header(content_type)
     if media_type != b"multipart/form-data":
-        raise UnsupportedTypeError(
-            f"this route reads multipart/form-data, not {content_type or 'a body without a type'!r}"
-        )
+        raise wrong_type("multipart/form-data", content_type)
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise MalformedError("the Content-Type multipart/form-data names no boundary")

@@ -7,7 +7,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 from fastapi import Depends, Query
 from pydantic import BaseModel
 
-from api.deps import REFERENCE_PATTERN
+from api.schemas.fields import SLUG_PATTERN
 
 Row = TypeVar("Row")
 Item = TypeVar("Item", bound=BaseModel)
@@ -43,7 +43,7 @@ _AFTER_HELP = "Id of the last item of the page before."
 
 
 def _newest_first(
-    after: Annotated[str | None, Query(pattern=REFERENCE_PATTERN, description=_AFTER_HELP)] = None,
+    after: Annotated[str | None, Query(pattern=SLUG_PATTERN, description=_AFTER_HELP)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
 ) -> PageParams:
@@ -51,7 +51,7 @@ def _newest_first(
 
 
 def _oldest_first(
-    after: Annotated[str | None, Query(pattern=REFERENCE_PATTERN, description=_AFTER_HELP)] = None,
+    after: Annotated[str | None, Query(pattern=SLUG_PATTERN, description=_AFTER_HELP)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     order: Annotated[Literal["asc", "desc"], Query()] = "asc",
 ) -> PageParams:

@@ -62,7 +62,7 @@ async def receive_archive(
             form = _ArchiveForm(target)
             await read_multipart(request, form.open_part, max_bytes=max_bytes, max_parts=_MAX_PARTS)
             form.complete(received)
-        yield received
+            yield received
     finally:
         received.path.unlink(missing_ok=True)
 

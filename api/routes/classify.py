@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import DatabaseDep, ReferencePath, SettingsDep
+from api.errors import wrong_type
 from api.inference import EncodedImage, InferenceEngine
 from api.multipart import PartHeader, check_declared_length, read_multipart
 from api.schemas.models import ClassScore
 from api.schemas.problems import problems
-from core.errors import FieldError, InvalidError, TooLargeError, UnsupportedTypeError
+from core.errors import FieldError, InvalidError, TooLargeError
 from core.platform.db.engine import Database
 from core.platform.db.tables import ModelRow
 from core.platform.models.repository import get_model
@@ -80,10 +81,7 @@ async def classify(
     elif media_type.startswith("image/") or media_type == "application/octet-stream":
         images = [EncodedImage("body", await _read_raw(request, settings.max_image_bytes))]
     else:
-        raise UnsupportedTypeError(
-            f"this route reads image/*, application/octet-stream and multipart/form-data, not "
-            f"{media_type or 'a body without a type'!r}"
-        )
+        raise wrong_type("image/*, application/octet-stream and multipart/form-data", media_type)
     answer = await engine.classify(row, images, top_k)
     response.headers["X-Model-Id"] = row.id
     response.headers["Server-Timing"] = (
@@ -116,7 +114,9 @@ async def _read_files(request: Request, max_image_bytes: int) -> list[EncodedIma
         if len(sinks) == MAX_IMAGES:
             raise TooLargeError(f"a request takes at most {MAX_IMAGES} images")
         if header.file_name is None:
-            message = f"{header.name!r} has no file name; send images as files"
+            message = (
+                f"{header.name!r} has no file name; send images as files, and top_k in the query"
+            )
             raise InvalidError(message, fields=(FieldError(f"/{len(sinks)}", message),))
         sinks.append(_ImageSink(header.file_name, max_image_bytes))
         return sinks[-1]

@@ -4,13 +4,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from api.deps import DatabaseDep, ReferencePath, StoreDep
+from api.downloads import send_blob
 from api.pagination import Page, PageDep
 from api.schemas.models import Model
 from api.schemas.problems import problems
 from core.platform.db.engine import Database
 from core.platform.db.tables import ModelRow
 from core.platform.models import repository
-from core.platform.storage.base import BlobStore
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -41,6 +41,7 @@ def get_model(database: DatabaseDep, model: ReferencePath) -> Model:
         200: {"content": {_ADAPTER_TYPE: {}}, "description": "The file."},
         206: {"description": "The part that `Range` asked for."},
         304: {"description": "`If-None-Match` names this very file."},
+        **{status: problems(status)[status] for status in (400, 416)},
     },
 )
 def download_adapter(
@@ -49,7 +50,9 @@ def download_adapter(
     """Download `adapter.safetensors`: the adapters and the head, without the backbone."""
     row = _load(database, model)
     file_name = f"{row.name}.adapter.safetensors"
-    return _send(request, store, row.adapter_sha256, _ADAPTER_TYPE, file_name)
+    return send_blob(
+        request, store, row.adapter_sha256, media_type=_ADAPTER_TYPE, file_name=file_name
+    )
 
 
 @router.get("/{model}/config", response_class=FileResponse, responses=problems(404))
@@ -58,7 +61,10 @@ def download_config(
 ) -> Response:
     """Download `config.json`: what the adapter belongs to and how it was made."""
     row = _load(database, model)
-    return _send(request, store, row.config_sha256, "application/json", f"{row.name}.config.json")
+    file_name = f"{row.name}.config.json"
+    return send_blob(
+        request, store, row.config_sha256, media_type="application/json", file_name=file_name
+    )
 
 
 @router.get("/{model}/card", response_class=FileResponse, responses=problems(404))
@@ -67,22 +73,11 @@ def download_card(
 ) -> Response:
     """Download the model card, in Markdown."""
     row = _load(database, model)
-    return _send(request, store, row.card_sha256, "text/markdown", f"{row.name}.md")
+    return send_blob(
+        request, store, row.card_sha256, media_type="text/markdown", file_name=f"{row.name}.md"
+    )
 
 
 def _load(database: Database, reference: str) -> ModelRow:
     with database.read() as session:
         return repository.get_model(session, reference)
-
-
-def _send(
-    request: Request, store: BlobStore, sha256: str, media_type: str, file_name: str
-) -> Response:
-    """Send a blob; its digest is a strong ETag."""
-    etag = f'"{sha256}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache"}
-    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
-    if etag in known or f"W/{etag}" in known or "*" in known:
-        return Response(status_code=304, headers=headers)
-    path = store.fetch(sha256)
-    return FileResponse(path, media_type=media_type, filename=file_name, headers=headers)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.fields import DisplayName, Seed, to_unix_s
 from core.platform.db.tables import DatasetRow
-from core.types import DatasetState
+from core.types import DatasetState, Split
 
 
 class DatasetFields(BaseModel):
@@ -58,7 +58,7 @@ class Dataset(BaseModel):
                 name=row.archive_name, size_bytes=row.archive_bytes, sha256=row.archive_sha256
             ),
             classes=row.classes,
-            splits=row.splits,
+            splits={split: row.splits[split] for split in Split if split in row.splits},
             progress=row.progress if row.state == DatasetState.VALIDATING else None,
             summary=summary if isinstance(summary, dict) else None,
             error=row.error,

@@ -7,8 +7,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandle
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-#: A slug: it appears in URLs and in file names.
+#: An id, or a name that appears in URLs and in file names.
 SLUG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+IDEMPOTENCY_KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
+METADATA_KEY_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
+#: NUL is the one character that PostgreSQL refuses.
+METADATA_VALUE_PATTERN = r"^[^\x00]*$"
+#: What the patterns say, for people.
+PATTERN_MEANINGS = {
+    SLUG_PATTERN: "must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit",
+    IDEMPOTENCY_KEY_PATTERN: "must be 1 to 200 printable ASCII characters without spaces",
+    METADATA_KEY_PATTERN: "must be 1 to 64 letters, digits, '_', '.' or '-'",
+    METADATA_VALUE_PATTERN: "must not hold a NUL character",
+}
 MAX_SEED = 2**32 - 1
 
 Value = TypeVar("Value")

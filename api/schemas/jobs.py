@@ -5,7 +5,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from api.schemas.fields import AUTO, AutoFloat, AutoInt, Seed, Slug, to_unix_s
+from api.schemas.fields import (
+    AUTO,
+    METADATA_KEY_PATTERN,
+    METADATA_VALUE_PATTERN,
+    AutoFloat,
+    AutoInt,
+    Seed,
+    Slug,
+    to_unix_s,
+)
 from core.catalog.methods import AdapterKind, DistillationLoss, MethodType, Precision, Recipe
 from core.platform.db.tables import JobEpochRow, JobEventRow, JobRow
 from core.types import JobState
@@ -19,9 +28,8 @@ def _few(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
-_MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-#: NUL is the one character that PostgreSQL refuses.
-_MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
+_MetadataKey = Annotated[str, StringConstraints(pattern=METADATA_KEY_PATTERN)]
+_MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=METADATA_VALUE_PATTERN)]
 Metadata = Annotated[dict[_MetadataKey, _MetadataValue], AfterValidator(_few)]
 
 _Number = Field(strict=True, allow_inf_nan=False)

@@ -34,6 +34,7 @@ _MEANINGS = {
     409: "The state of the resource forbids it.",
     413: "Over a size limit.",
     415: "Not a content type that is read here.",
+    416: "`Range` asks for bytes beyond the end.",
     422: "The request is wrong; `errors` point at the fields.",
     503: "Try again after `Retry-After` seconds.",
     507: "The server's disk is full.",

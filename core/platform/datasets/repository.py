@@ -53,7 +53,10 @@ def get_dataset(session: Session, dataset_id: str) -> DatasetRow:
     """
     dataset = session.get(DatasetRow, dataset_id)
     if dataset is None:
-        raise NotFoundError(f"there is no dataset {dataset_id}", code="dataset_not_found")
+        raise NotFoundError(
+            f"there is no dataset {dataset_id}; GET /v1/datasets lists them",
+            code="dataset_not_found",
+        )
     return dataset
 
 

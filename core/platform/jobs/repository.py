@@ -94,7 +94,10 @@ def get_job(session: Session, job_id: str) -> JobRow:
     """
     job = find_job(session, job_id)
     if job is None:
-        raise NotFoundError(f"there is no fine-tuning job {job_id}", code="job_not_found")
+        raise NotFoundError(
+            f"there is no fine-tuning job {job_id}; GET /v1/fine_tuning/jobs lists them",
+            code="job_not_found",
+        )
     return job
 
 
@@ -304,7 +307,10 @@ def request_cancel(session: Session, job_id: str) -> JobRow:
     # lose the cancellation.
     job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
     if job is None:
-        raise NotFoundError(f"there is no fine-tuning job {job_id}", code="job_not_found")
+        raise NotFoundError(
+            f"there is no fine-tuning job {job_id}; GET /v1/fine_tuning/jobs lists them",
+            code="job_not_found",
+        )
     state = JobState(job.state)
     if JobState.CANCELLING in TRANSITIONS[state]:
         job.state = JobState.CANCELLING.value

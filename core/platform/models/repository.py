@@ -20,7 +20,9 @@ def get_model(session: Session, reference: str) -> ModelRow:
             named.order_by(ModelRow.created_at.desc(), ModelRow.id.desc()).limit(1)
         ).first()
     if model is None:
-        raise NotFoundError(f"there is no model {reference}", code="model_not_found")
+        raise NotFoundError(
+            f"there is no model {reference}; GET /v1/models lists them", code="model_not_found"
+        )
     return model
 
 

@@ -90,6 +90,27 @@ class TestDownload:
         stale = rig.client.get(url, headers={"Range": "bytes=10-19", "If-Range": '"old"'})
         assert (stale.status_code, stale.content) == (200, _ADAPTER)
 
+    @pytest.mark.parametrize(
+        ("wanted", "status", "code"),
+        [("bytes=1024-", 416, "range_not_satisfiable"), ("pages=1-2", 400, "malformed_range")],
+    )
+    def test_refuses_a_range_with_a_problem(
+        self, rig: Rig, model_id: ModelId, wanted: str, status: int, code: str
+    ) -> None:
+        answer = rig.client.get(f"/v1/models/{model_id}/adapter", headers={"Range": wanted})
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["content-range"] == f"bytes */{len(_ADAPTER)}"
+
+    def test_head_tells_size_and_digest_without_a_body(self, rig: Rig, model_id: ModelId) -> None:
+        url = f"/v1/models/{model_id}/adapter"
+        answer = rig.client.head(url)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == str(len(_ADAPTER))
+        assert answer.headers["etag"] == rig.client.get(url).headers["etag"]
+        missing = rig.client.head("/v1/models/mdl_none")
+        assert (missing.status_code, missing.content) == (404, b"")
+
     def test_sends_config_and_card(self, rig: Rig, model_id: ModelId) -> None:
         config = rig.client.get(f"/v1/models/{model_id}/config")
         assert config.json() == {"format_version": 1}

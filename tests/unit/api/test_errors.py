@@ -5,12 +5,13 @@ from typing import Annotated
 
 import pytest
 from fastapi import FastAPI, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from api import errors
 from api.middleware import RequestContextMiddleware
+from api.schemas.fields import Slug
 from core.errors import (
     AppError,
     ConflictError,
@@ -113,6 +114,55 @@ def test_pointers_follow_rfc_6901(app: FastAPI, client: TestClient) -> None:
         ("query", "/limit"),
         ("body", "/inner/a~1b~0c/count"),
     ]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: Slug
+    inner: _Inner
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "words"),
+    [
+        ({"inner": {"count": 1}}, "/name", "is required"),
+        ({"name": "a b", "inner": {"count": 1}}, "/name", "letters, digits"),
+        ({"name": "a", "inner": 7}, "/inner", "JSON object"),
+        ({"name": "a", "inner": {"count": 1}, "more": 1}, "/more", "no such field"),
+        ([], "", "JSON object"),
+    ],
+)
+def test_a_wrong_field_is_told_in_plain_words(
+    app: FastAPI, client: TestClient, body: object, pointer: str, words: str
+) -> None:
+    @app.post("/strict")
+    def strict(body: _Strict) -> None:
+        raise AssertionError(body)
+
+    (problem,) = client.post("/strict", json=body).json()["errors"]
+    assert problem["pointer"] == pointer
+    assert words in problem["message"]
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"\xff\xfe{"])
+def test_a_body_that_breaks_the_parser_is_told_as_such(
+    app: FastAPI, client: TestClient, body: bytes
+) -> None:
+    @app.post("/strict")
+    def strict(body: _Strict) -> None:
+        raise AssertionError(body)
+
+    answer = client.post("/strict", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert "JSON in UTF-8" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [("text/x", "not 'text/x'"), ("", "not a body without a Content-Type")]
+)
+def test_a_wrong_content_type_is_quoted(given: str, told: str) -> None:
+    assert errors.wrong_type("image/*", given).message == f"this route reads image/*, {told}"
 
 
 def test_a_bug_is_told_by_id_only_and_logged_in_full(

@@ -1,0 +1,62 @@
+"""Sending a blob: whole, in part, or not at all to whoever has it."""
+
+from fastapi import Request, Response
+from fastapi.responses import FileResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from api.errors import build_problem
+from core.platform.storage.base import BlobStore
+
+_REFUSALS = {
+    400: ("malformed_range", "the Range header cannot be read; send one like 'bytes=0-999'"),
+    416: ("range_not_satisfiable", "the Range begins beyond the end of the file"),
+}
+
+
+def send_blob(
+    request: Request, store: BlobStore, sha256: str, *, media_type: str, file_name: str
+) -> Response:
+    """Return the answer that sends a blob; its digest is a strong ETag.
+
+    Args:
+        request: with the caller's `If-None-Match`, `If-Range` and `Range`.
+        store: where the blob is.
+        sha256: which one.
+        media_type: what it is.
+        file_name: what a browser shall call it.
+    """
+    etag = f'"{sha256}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in known or f"W/{etag}" in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    path = store.fetch(sha256)
+    return _BlobResponse(path, media_type=media_type, filename=file_name, headers=headers)
+
+
+class _BlobResponse(FileResponse):
+    """A file whose refusals of a `Range` are problem documents, as all other failures are."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, or the refusal in place of Starlette's."""
+        refusal: Message | None = None
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] in _REFUSALS:
+                refusal = message
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if refusal is None:
+            return
+        code, detail = _REFUSALS[refusal["status"]]
+        problem = build_problem(
+            scope["state"]["request_id"],
+            refusal["status"],
+            detail,
+            code,
+            headers={"Content-Range": f"bytes */{self.headers['content-length']}"},
+        )
+        await problem(scope, receive, send)
