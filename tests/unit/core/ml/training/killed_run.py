@@ -11,7 +11,8 @@ import torch
 sys.path.insert(0, str(Path.cwd()))
 
 from core.ml.backbones.load import wrap_backbone
-from core.ml.training.loop import SilentObserver, train
+from core.ml.training.loop import train
+from core.ml.training.observer import SilentObserver
 
 
 class Doomed(SilentObserver):

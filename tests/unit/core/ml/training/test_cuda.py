@@ -5,7 +5,8 @@ import safetensors.torch
 import torch
 
 from core.catalog.methods import Precision
-from core.ml.training.loop import SilentObserver, TrainingStoppedError, train
+from core.ml.training.loop import TrainingStoppedError, train
+from core.ml.training.observer import SilentObserver
 from core.ml.training.resident import ResidentData, build_split
 
 pytestmark = [

@@ -10,7 +10,8 @@ from core.ml.adapters.adapted import AdaptedModel
 from core.ml.backbones.digest import compute_tensors_sha256
 from core.ml.training import loop
 from core.ml.training.evaluate import Evaluation, evaluate
-from core.ml.training.loop import DivergedError, SilentObserver, train
+from core.ml.training.loop import DivergedError, train
+from core.ml.training.observer import SilentObserver
 from core.ml.training.plan import InvalidPlanError
 from core.ml.training.resident import build_split
 

@@ -11,7 +11,8 @@ import torch
 
 from core.catalog.methods import Precision
 from core.ml.training.checkpoint import CheckpointFolder, CheckpointMismatchError, Snapshot
-from core.ml.training.loop import SilentObserver, TrainingStoppedError, train
+from core.ml.training.loop import TrainingStoppedError, train
+from core.ml.training.observer import SilentObserver
 
 CPU = torch.device("cpu")
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
