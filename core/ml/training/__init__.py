@@ -7,7 +7,7 @@ Entry points, in the order in which a job uses them:
   and test.
 * `loop.train(plan, data, student=..., teacher=..., observer=..., checkpoint_dir=...)` ->
   `TrainResult`.
-* `observer.TrainObserver`: what a run calls back; it may ask for a checkpoint or a stop at any step.
+* `observer.TrainObserver`: what a run calls back; may ask for a checkpoint or a stop.
 * `checkpoint.CheckpointFolder`: where an interrupted run is found again; a run resumed from it ends
   with the same bytes in its adapter as one that was never interrupted.
 * `determinism.make_deterministic(device)`: called once by a process that promises this on a GPU.
