@@ -64,11 +64,11 @@ class TrainingProgress:
 
     def _describe(self, epoch: dict[str, Any]) -> str:
         cells = [
-            f"{epoch['epoch'] + 1:>3}/{self._epochs:<3}",
+            f"{epoch['epoch']:>3}/{self._epochs:<3}",
             f"{epoch['train_loss']:8.4f}",
             _percent(epoch["val_accuracy"]),
             _percent(epoch["teacher_val_accuracy"]),
-            self._time_left(epoch["epoch"] + 1),
+            self._time_left(epoch["epoch"]),
         ]
         return "  " + "  ".join(cells)
 

@@ -118,7 +118,7 @@ class Walk:
         metrics, trainable = model["metrics"], job["trainable_parameters"]["student"]
         self._say(
             f"test accuracy         {metrics['test_accuracy']:.2%} of {metrics['test_images']} "
-            f"images, with epoch {metrics['best_epoch'] + 1}, the best on validation"
+            f"images, with epoch {metrics['best_epoch']}, the best on validation"
         )
         self._say(f"teacher's accuracy    {metrics['teacher_test_accuracy']:.2%}")
         self._say(

@@ -66,7 +66,8 @@ class Reporter:
         self._first_step: int | None = None
         self._checkpoint_s = self._started_s
         self._progress_s = 0.0
-        self._last: dict[str, Any] = {}
+        self._last_epoch: dict[str, Any] = {}
+        self._last_step: dict[str, Any] = {}
         outbox.mkdir(exist_ok=True)
 
     def on_step(self, step: int, total_steps: int) -> None:
@@ -79,27 +80,30 @@ class Reporter:
         self._progress_s = now_s
         done = step - self._first_step
         eta_s = (now_s - self._started_s) / done * (total_steps - step) if done else None
-        send(
-            {
-                "type": "progress",
-                "phase": "training",
-                # The epoch that is being worked on, from 1, as people count.
-                "epoch": min((step - 1) // self._steps_per_epoch + 1, self._total_epochs),
-                "total_epochs": self._total_epochs,
-                "step": step,
-                "total_steps": total_steps,
-                "percent": round(100 * step / total_steps, 1),
-                "eta_s": None if eta_s is None else round(eta_s, 1),
-                **self._last,
-            }
-        )
+        self._last_step = {
+            # The epoch that is being worked on, from 1, as people count.
+            "epoch": min((step - 1) // self._steps_per_epoch + 1, self._total_epochs),
+            "total_epochs": self._total_epochs,
+            "step": step,
+            "total_steps": total_steps,
+            "percent": round(100 * step / total_steps, 1),
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+        }
+        self._send_progress("training")
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
         """Send the figures of an epoch, and show them with the next progress."""
-        figures = metrics.to_json()
+        figures = {**metrics.to_json(), "epoch": metrics.epoch + 1}
         shown = ("train_loss", "val_accuracy", "teacher_val_accuracy")
-        self._last = {name: figures[name] for name in shown}
+        self._last_epoch = {name: figures[name] for name in shown}
         send({"type": "epoch", "metrics": figures})
+
+    def on_export(self) -> None:
+        """Send that training is over; where it stood stays in the job's progress for good."""
+        self._send_progress("exporting")
+
+    def _send_progress(self, phase: str) -> None:
+        send({"type": "progress", "phase": phase, **self._last_step, **self._last_epoch})
 
     def on_checkpoint(self, path: Path, step: int) -> None:
         """Offer a checkpoint to the supervisor, which removes it from the outbox."""
@@ -158,7 +162,7 @@ def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> None:
         message = "the checkpoint was made on other hardware or by another release; starting over"
         send({"type": "log", "level": "warning", "message": message})
         result = _train(training, reporter, checkpoints)
-    send({"type": "progress", "phase": "exporting", "percent": 100.0})
+    reporter.on_export()
     metrics = _export(request, training, result, workdir / "out")
     send({"type": "done", "metrics": metrics})
 
@@ -219,14 +223,17 @@ def _export(
 
 
 def build_metrics(result: TrainResult) -> dict[str, Any]:
-    """Return the figures that are published with a model; accuracies are shares from 0 to 1."""
+    """Return the figures that are published with a model.
+
+    Accuracies are shares from 0 to 1; epochs count from 1, as everywhere outside of the ML code.
+    """
     splits = {
         "val": result.val,
         "teacher_val": result.teacher_val,
         "test": result.test,
         "teacher_test": result.teacher_test,
     }
-    metrics: dict[str, Any] = {"best_epoch": result.best_epoch, "steps": result.steps}
+    metrics: dict[str, Any] = {"best_epoch": result.best_epoch + 1, "steps": result.steps}
     for name, evaluation in splits.items():
         metrics[f"{name}_accuracy"] = evaluation and evaluation.accuracy
         metrics[f"{name}_loss"] = evaluation and evaluation.loss

@@ -237,7 +237,7 @@ class EpochMetrics(BaseModel):
     """What one epoch measured; accuracies are on the validation split."""
 
     object: Literal["fine_tuning.job.epoch"] = "fine_tuning.job.epoch"
-    epoch: int
+    epoch: int = Field(description="From 1.")
     created_at: int
     metrics: dict[str, Any]
 

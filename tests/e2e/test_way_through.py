@@ -69,10 +69,10 @@ class TestWholeWay:
         assert 0.0 <= metrics["test_accuracy"] <= 1.0
         assert 0.0 <= metrics["teacher_test_accuracy"] <= 1.0
         epochs = stack.get(f"/v1/fine_tuning/jobs/{model['job_id']}/metrics")["data"]
-        assert [row["epoch"] for row in epochs] == list(range(EPOCHS))
+        assert [row["epoch"] for row in epochs] == list(range(1, EPOCHS + 1))
         figures = [row["metrics"]["val_accuracy"] for row in epochs]
         best = max(figures)
-        assert figures[metrics["best_epoch"]] == best == metrics["val_accuracy"]
+        assert figures[metrics["best_epoch"] - 1] == best == metrics["val_accuracy"]
 
     def test_download_names_its_digest(self, stack: Stack, undisturbed: bytes) -> None:
         response = stack.client.get("/v1/models/gratings/adapter")

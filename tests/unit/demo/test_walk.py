@@ -18,7 +18,7 @@ MODEL = {
     "metrics": {
         "test_accuracy": 0.9812,
         "test_images": 797,
-        "best_epoch": 6,
+        "best_epoch": 7,
         "teacher_test_accuracy": 0.97,
     },
 }
