@@ -1,9 +1,9 @@
 """From member paths to splits and classes: the ImageFolder layouts.
 
     class/*.jpg                              no splits
-    train/class/*.jpg, val/…, test/…         splits; `valid`, `validation` mean val, in any case
+    train/class/*.jpg, val/…, test/…         splits, also by the other names of `SPLIT_FOLDERS`
 
-One folder around it all and further folders below a class are fine. Litter is skipped; other files
+Folders around it all and further folders below a class are fine. Litter is skipped; other files
 are counted.
 """
 
@@ -14,12 +14,15 @@ from core.platform.datasets.archive.entries import ArchiveEntry, ArchiveError, M
 from core.platform.datasets.archive.names import collision_key, is_image, is_litter, normal_label
 from core.types import Split
 
+#: Looked up in any case.
 SPLIT_FOLDERS = {
     "train": Split.TRAIN,
+    "training": Split.TRAIN,
     "val": Split.VAL,
     "valid": Split.VAL,
     "validation": Split.VAL,
     "test": Split.TEST,
+    "testing": Split.TEST,
 }
 MIN_CLASSES = 2
 
@@ -113,12 +116,16 @@ def _refuse_duplicates(images: Iterable[Member]) -> None:
 
 
 def _wrapper_depth(paths: Sequence[Sequence[str]]) -> int:
-    """Return 1 when all images lie under one folder that is neither a split nor a class, else 0."""
-    tops = {parts[0] for parts in paths}
-    if len(tops) > 1 or next(iter(tops)).casefold() in SPLIT_FOLDERS:
-        return 0
+    """Return how many folders lie around all images and are neither a split nor a class."""
+    depth = 0
     # `name/image.jpg` only: the one folder is a class, and an error that is told better as such.
-    return 1 if any(len(parts) > 2 for parts in paths) else 0  # noqa: PLR2004 - folder, class, image
+    while any(len(parts) > depth + 2 for parts in paths):
+        names = {parts[depth] if len(parts) > depth + 1 else None for parts in paths}
+        name = names.pop()
+        if names or name is None or name.casefold() in SPLIT_FOLDERS:
+            break
+        depth += 1
+    return depth
 
 
 def _has_splits(images: Sequence[Member], paths: Sequence[Sequence[str]]) -> bool:

@@ -26,6 +26,13 @@ class TestClasses:
     def test_one_wrapper_is_stripped(self) -> None:
         assert placed("my set/cat/1.jpg", "my set/dog/2.jpg") == [(None, "cat"), (None, "dog")]
 
+    def test_any_number_of_wrappers_is_stripped(self) -> None:
+        assert placed("a/b/c/cat/1.jpg", "a/b/c/dog/x/2.jpg") == [(None, "cat"), (None, "dog")]
+        assert placed("a/b/train/cat/1.jpg", "a/b/train/dog/1.jpg") == [
+            (Split.TRAIN, "cat"),
+            (Split.TRAIN, "dog"),
+        ]
+
     def test_a_class_may_be_called_like_a_split(self) -> None:
         assert placed("train/1.jpg", "car/1.jpg") == [(None, "train"), (None, "car")]
 
@@ -56,6 +63,10 @@ class TestSplits:
         found = placed("train/a/1.jpg", "train/b/1.jpg", f"{name}/a/2.jpg")
         assert found[2] == (Split.VAL, "a")
 
+    def test_names_of_training_and_test(self) -> None:
+        found = placed("Training/a/1.jpg", "Training/b/1.jpg", "Testing/a/2.jpg")
+        assert found == [(Split.TRAIN, "a"), (Split.TRAIN, "b"), (Split.TEST, "a")]
+
     def test_train_alone_is_a_split_folder(self) -> None:
         assert placed("train/a/1.jpg", "train/b/1.jpg") == [(Split.TRAIN, "a"), (Split.TRAIN, "b")]
 
@@ -74,6 +85,9 @@ REFUSED = [
     ("images_outside_class_folders", ["train/1.jpg", "test/1.jpg"]),
     ("too_few_classes", ["cat/1.jpg", "cat/2.jpg"]),
     ("too_few_classes", ["w1/w2/1.jpg", "w1/w2/2.jpg"]),
+    ("too_few_classes", ["w1/w2/w3/1.jpg", "w1/w2/w3/2.jpg"]),
+    ("images_outside_class_folders", ["w1/w2/a/1.jpg", "w1/w2/1.jpg"]),
+    ("images_outside_class_folders", ["w1/w2/a/1.jpg", "w1/1.jpg"]),
     ("too_few_classes", ["train/a/1.jpg", "test/a/2.jpg"]),
     ("mixed_layout", ["train/a/1.jpg", "train/b/1.jpg", "c/1.jpg"]),
     ("no_train_split", ["val/a/1.jpg", "test/b/1.jpg"]),
