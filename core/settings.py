@@ -4,16 +4,37 @@ Nothing else in the project reads the environment.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Role = Literal["control", "inference"]
+
+
+#: What the text settings may look like: caught at the start, in one line, and not in the depths of
+#: a library. The values stay out of the messages, as a URL may hold a password.
+_FORMS = {
+    "database_url": (
+        r"|(sqlite:///|postgresql(\+psycopg)?://).*",
+        "must be sqlite:///path or postgresql://user:password@host/name",
+    ),
+    "storage_url": (r"|file:///.+", "must be file:///absolute/path"),
+    "broker_url": (r"|(rediss?|redis\+socket)://.+", "must be redis://host:port/number"),
+    "device": (r"auto|cpu|cuda(:[0-9]+)?", "must be auto, cpu, cuda or cuda:N"),
+}
 
 
 def _split_commas(value: object) -> object:
@@ -83,6 +104,15 @@ class Settings(BaseSettings):
     )
 
     _commas = field_validator("api_keys", "roles", mode="before")(_split_commas)
+
+    @field_validator(*_FORMS)
+    @classmethod
+    def _check_form(cls, value: str, info: ValidationInfo) -> str:
+        assert info.field_name is not None
+        pattern, meaning = _FORMS[info.field_name]
+        if not re.fullmatch(pattern, value):
+            raise ValueError(meaning)
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

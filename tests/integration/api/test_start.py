@@ -56,6 +56,10 @@ class TestProcess:
             ({"IDAT_HOST": "0.0.0.0"}, "IDAT_API_KEYS"),
             ({"IDAT_PORT": "70000"}, "IDAT_PORT"),
             ({"IDAT_ROLES": "king"}, "IDAT_ROLES"),
+            ({"IDAT_DATABASE_URL": "mysql://u:pa55@h/d"}, "IDAT_DATABASE_URL: must be sqlite"),
+            ({"IDAT_STORAGE_URL": "file://blobs"}, "IDAT_STORAGE_URL: must be file:///"),
+            ({"IDAT_BROKER_URL": "amqp://h"}, "IDAT_BROKER_URL: must be redis://"),
+            ({"IDAT_DEVICE": "gpu9"}, "IDAT_DEVICE: must be auto"),
             ({"IDAT_HEARTBEAT_S": "59"}, "IDAT_HEARTBEAT_S"),
             ({"IDAT_HOST": "192.0.2.1", "IDAT_API_KEYS": "k"}, "cannot listen on 192.0.2.1"),
         ],
@@ -68,6 +72,7 @@ class TestProcess:
         assert process.returncode == 2
         assert stdout == ""
         assert stderr.count("\n") == 1
+        assert "pa55" not in stderr
         assert reason in stderr
 
     def test_the_control_role_never_loads_torch(self, data_dir: Path) -> None:
