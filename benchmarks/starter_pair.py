@@ -188,6 +188,7 @@ def _train(task: Task, seed: int, options: Options, *, with_teacher: bool) -> di
     assert result.test is not None
     return {
         "val": 100 * result.val.accuracy,
+        "val_loss": result.val.loss,
         "test": 100 * result.test.accuracy,
         "teacher_val": result.teacher_val and 100 * result.teacher_val.accuracy,
         "teacher_test": result.teacher_test and 100 * result.teacher_test.accuracy,
