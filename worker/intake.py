@@ -13,6 +13,7 @@ memory.
 
 import errno
 import json
+import math
 import os
 import resource
 import sys
@@ -42,6 +43,7 @@ from core.ml.data.report import (
     warn,
 )
 from core.ml.data.splits import SplitItem, assign_splits
+from core.platform.datasets import MAX_TOLERANCE
 from core.platform.datasets.archive import Archive, ArchiveEntry, ArchiveLimits, open_archive
 from core.types import Split
 from worker.child import listen_for_stop, read_request, send, send_failure
@@ -201,9 +203,17 @@ def _refuse_bad_images(errors: list[Issue], *, total: int, tolerance: float) -> 
     codes = {issue.code for issue in errors}
     raise InvalidError(
         f"{len(errors)} of {total} images cannot be used. The first is {first.path!r}. "
-        f"{first.message}: {first.hint}. The report lists them.",
+        f"{first.message}: {first.hint}. The report lists them{_way_out(len(errors), total)}.",
         code=first.code if len(codes) == 1 else "too_many_invalid",
     )
+
+
+def _way_out(bad: int, total: int) -> str:
+    """Name the least tolerance, in whole percents, that lets the bad images pass."""
+    enough = math.ceil(100 * bad / total) / 100
+    if enough > MAX_TOLERANCE:
+        return ""
+    return f"; to leave them out, upload the archive with the form field tolerance={enough}"
 
 
 def _build_manifest(

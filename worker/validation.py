@@ -82,6 +82,7 @@ class ValidationAttempt:
         return {
             "archive_path": str(self._runtime.store.fetch(dataset.archive_sha256)),
             "seed": dataset.seed,
+            "tolerance": dataset.tolerance,
             "image_px": [DEFAULT_IMAGE_PX],
             "max_archive_files": settings.max_archive_files,
             "max_image_pixels": settings.max_image_pixels,

@@ -23,7 +23,7 @@ from api.pagination import Page, PageDep
 from api.schemas.datasets import Dataset, DatasetFields, DatasetReport
 from api.schemas.problems import problems
 from api.uploads import ReceivedArchive, receive_archive
-from core.platform.datasets import repository
+from core.platform.datasets import MAX_TOLERANCE, repository
 from core.platform.datasets.archive import ArchiveLimits, check_archive
 from core.platform.db.tables import DatasetRow
 from core.platform.doorbell import VALIDATE_TASK
@@ -48,6 +48,14 @@ _FORM: dict[str, Any] = {
                         },
                         "name": {"type": "string", "maxLength": 200},
                         "seed": {"type": "integer", "minimum": 0, "default": 0},
+                        "tolerance": {
+                            "type": "number",
+                            "minimum": 0,
+                            "maximum": MAX_TOLERANCE,
+                            "default": 0,
+                            "description": "Share of images that may be undecodable; they are "
+                            "reported and left out.",
+                        },
                     },
                 }
             }
@@ -152,6 +160,7 @@ def _accept(
             session,
             name=fields.name or _ARCHIVE_SUFFIX.sub("", archive_name)[:200] or "dataset",
             seed=fields.seed,
+            tolerance=fields.tolerance,
             archive_sha256=blob.sha256,
             archive_bytes=received.size_bytes,
             archive_name=archive_name,

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.fields import DisplayName, Seed, to_unix_s
+from core.platform.datasets import MAX_TOLERANCE
 from core.platform.db.tables import DatasetRow
 from core.types import DatasetState, Split
 
@@ -16,6 +17,13 @@ class DatasetFields(BaseModel):
 
     name: DisplayName | None = Field(None, description="Absent: the file's name.")
     seed: Seed = Field(0, description="Of the splits, where the archive has none.")
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_TOLERANCE,
+        allow_inf_nan=False,
+        description="Share of images that may be undecodable; they are reported and left out.",
+    )
 
 
 class Archive(BaseModel):
@@ -34,6 +42,7 @@ class Dataset(BaseModel):
     name: str
     status: DatasetState
     seed: int
+    tolerance: float
     archive: Archive
     classes: list[str] = Field(description="Sorted; a class's place is its label.")
     splits: dict[str, int] = Field(
@@ -54,6 +63,7 @@ class Dataset(BaseModel):
             name=row.name,
             status=DatasetState(row.state),
             seed=row.seed,
+            tolerance=row.tolerance,
             archive=Archive(
                 name=row.archive_name, size_bytes=row.archive_bytes, sha256=row.archive_sha256
             ),

@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
+        sa.Column("tolerance", sa.Float(precision=53), nullable=False),
         sa.Column("archive_sha256", sa.String(length=64), nullable=False),
         sa.Column("archive_bytes", sa.BigInteger(), nullable=False),
         sa.Column("archive_name", sa.String(length=300), nullable=False),

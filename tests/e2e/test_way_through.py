@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import safetensors.numpy
 
-from tests.e2e.stack import LEASE_TTL_S, Stack, wait_until
+from tests.e2e.stack import LEASE_TTL_S, Stack, build_archive, wait_until
 
 #: 30 training images in batches of 8 make 4 steps an epoch.
 EPOCHS = 12
@@ -111,6 +111,22 @@ class TestWholeWay:
         assert job["error"]["code"] == "dataset_not_usable"
         report = stack.get(f"/v1/datasets/{dataset_id}/report")["report"]
         assert {issue["path"] for issue in report["errors"]} >= {"a/1.png", "b/2.png"}
+
+    def test_broken_pictures_are_left_out_if_that_is_wanted(self, stack: Stack) -> None:
+        buffer = io.BytesIO(build_archive(images=8))
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr("grating1/broken.png", b"\x89PNG\r\n\x1a\n but nothing follows")
+        dataset_id = stack.upload(buffer.getvalue(), tolerance="0.05")
+        stack.spawn("worker")
+        wait_until(
+            lambda: stack.get(f"/v1/datasets/{dataset_id}")["status"] in ("ready", "invalid"),
+            what="the dataset to be validated",
+        )
+        dataset = stack.get(f"/v1/datasets/{dataset_id}")
+        assert dataset["status"] == "ready", dataset["error"]
+        assert sum(dataset["splits"].values()) == 24
+        report = stack.get(f"/v1/datasets/{dataset_id}/report")["report"]
+        assert [issue["path"] for issue in report["errors"]] == ["grating1/broken.png"]
 
 
 class TestFaults:

@@ -30,6 +30,7 @@ def create_dataset(
     archive_sha256: str,
     archive_bytes: int,
     archive_name: str,
+    tolerance: float = 0.0,
 ) -> DatasetRow:
     """Accept an archive whose bytes are already in the store."""
     dataset = DatasetRow(
@@ -39,6 +40,7 @@ def create_dataset(
         archive_sha256=archive_sha256,
         archive_bytes=archive_bytes,
         archive_name=archive_name,
+        tolerance=tolerance,
     )
     session.add(dataset)
     session.flush()

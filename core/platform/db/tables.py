@@ -20,6 +20,8 @@ class DatasetRow(Leased, Base):
     name: Mapped[str] = mapped_column(String(200))
     state: Mapped[str] = mapped_column(String(20), default=DatasetState.PENDING.value)
     seed: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: share of images that may be undecodable and are then left out, 0 to 1
+    tolerance: Mapped[float] = mapped_column(Float(53), default=0.0)
     archive_sha256: Mapped[str] = mapped_column(_SHA256)
     archive_bytes: Mapped[int] = mapped_column(BigInteger)
     archive_name: Mapped[str] = mapped_column(String(300), default="")
