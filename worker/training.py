@@ -21,10 +21,6 @@ from worker.workdirs import hold_workdir
 
 logger = logging.getLogger(__name__)
 
-#: Checkpoints kept in the store while a job runs: the row may still point at the one before the
-#: newest, if the write that moves the pointer has not gone through yet.
-_KEPT_CHECKPOINTS = 2
-
 
 def train_next(runtime: Runtime) -> bool:
     """Claim one queued job and see this attempt to its end; return False when none is waiting."""
@@ -122,7 +118,10 @@ class TrainingAttempt:
 
     def _renew(self, session: Session, progress: dict[str, Any] | None) -> str:
         ttl_s = self._runtime.settings.lease_ttl_s
-        return repository.report_progress(session, self._claim, ttl_s=ttl_s, progress=progress)
+        state = repository.report_progress(session, self._claim, ttl_s=ttl_s, progress=progress)
+        if len(self._checkpoints) > 1:
+            self._drop_old_checkpoints(session)
+        return state
 
     def _on_message(self, message: dict[str, Any]) -> list[Write]:
         job_id, attempt = self._claim.row_id, self._claim.attempt
@@ -165,14 +164,24 @@ class TrainingAttempt:
 
         def write(session: Session) -> None:
             repository.record_checkpoint(session, self._claim, sha256=sha256, step=step)
-            # Not before the fence has let this through: an overtaken attempt's checkpoint may be
-            # the one that its successor goes on from.
             if sha256 not in self._checkpoints:
                 self._checkpoints.append(sha256)
-            while len(self._checkpoints) > _KEPT_CHECKPOINTS:
-                self._runtime.store.delete(self._checkpoints.pop(0))
 
         return write
+
+    def _drop_old_checkpoints(self, session: Session) -> None:
+        """Delete the checkpoints before the one that the row names.
+
+        Called at the start of a transaction, behind its fence: what the row names then is
+        committed, and an overtaken attempt never gets here.
+        """
+        current = repository.get_job(session, self._claim.row_id).checkpoint_sha256
+        if current not in self._checkpoints:
+            return
+        keep_from = self._checkpoints.index(current)
+        for sha256 in self._checkpoints[:keep_from]:
+            self._runtime.store.delete(sha256)
+        del self._checkpoints[:keep_from]
 
     def _conclude(self, outcome: Outcome, supervisor: Supervisor, workdir: Path) -> None:
         claim = self._claim

@@ -183,7 +183,23 @@ class TestCheckpoints:
             stored.append(offer_checkpoint(attempt, workdir, step))
             job = job_of(runtime.database, attempt._claim.row_id)
             assert (job.checkpoint_sha256, job.checkpoint_step) == (stored[-1], step)
-        assert [runtime.store.exists(sha256) for sha256 in stored] == [False, False, True, True]
+        with runtime.database.write() as session:
+            attempt._renew(session, None)
+        assert [runtime.store.exists(sha256) for sha256 in stored] == [False, False, False, True]
+
+    def test_none_is_dropped_for_one_whose_write_was_rolled_back(
+        self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        named = offer_checkpoint(attempt, workdir, 1)
+        for step in (2, 3, 4):
+            database.before_commit = 1
+            with pytest.raises(OperationalError):
+                offer_checkpoint(attempt, workdir, step)
+        with database.write() as session:
+            attempt._renew(session, None)
+        job = job_of(database, attempt._claim.row_id)
+        assert job.checkpoint_sha256 == named
+        assert attempt._runtime.store.exists(named)
 
     def test_an_overtaken_attempt_takes_none_away(
         self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
