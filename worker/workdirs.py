@@ -51,10 +51,11 @@ def _make_locked(workdir: Path) -> int:
     A sweep may meet the folder before it is locked and take it for abandoned; then it is made anew.
     """
     while True:
-        workdir.mkdir(parents=True, exist_ok=True)
         try:
+            workdir.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(workdir / _LOCK, os.O_CREAT | os.O_RDWR)
-        except FileNotFoundError:
+        except (FileExistsError, FileNotFoundError):
+            # It was there and went away between two looks: mkdir itself looks twice.
             continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _is_lock_of(descriptor, workdir):
