@@ -1,6 +1,6 @@
 """The state machine of a job, as a table.
 
-`docs/architecture.md` draws it; a test keeps the two equal.
+`docs/state_machine.md` draws it; a test keeps the two equal.
 """
 
 from core.types import JobState as S

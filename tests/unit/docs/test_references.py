@@ -1,11 +1,9 @@
-"""What the documents point at exists: files, links, routes, states; and the ADRs have one form."""
+"""What the documents point at exists: files, links and routes; and the ADRs have one form."""
 
 import re
 from pathlib import Path
 
 import pytest
-
-from core.platform.jobs.states import TERMINAL, TRANSITIONS
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,15 +99,3 @@ class TestDecisions:
 
         assert text.startswith(f"# {page.name[:4]} ")
         assert re.findall(r"^## (.*)$", text, re.MULTILINE) == SECTIONS
-
-
-def test_drawn_states_are_those_of_the_code():
-    diagram = next(
-        block
-        for language, block in FENCE.findall(read(ROOT / "docs" / "architecture.md"))
-        if language == "mermaid" and block.startswith("stateDiagram")
-    )
-    drawn = set(re.findall(r"^\s*(\w+) --> (\w+)", diagram, re.MULTILINE))
-
-    assert drawn == {(state, after) for state, nexts in TRANSITIONS.items() for after in nexts}
-    assert not TERMINAL & {state for state, _ in drawn}
