@@ -13,10 +13,11 @@ from pathlib import Path
 from starlette.requests import Request
 
 from api.multipart import FieldSink, PartHeader, PartSink, read_multipart
+from api.schemas.datasets import DatasetFields
 from core.errors import FieldError, InvalidError, StorageFullError
 
 _PREFIX = "upload-"
-_FIELDS = ("name", "seed")
+_FIELDS = tuple(DatasetFields.model_fields)
 _MAX_PARTS = 10
 
 

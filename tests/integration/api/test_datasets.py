@@ -20,14 +20,16 @@ class TestUpload:
     def test_answers_with_the_dataset_and_keeps_the_bytes(self, rig: Rig) -> None:
         archive = build_zip()
         files = {"file": ("C:\\pictures\\My flowers.tar.gz", archive)}
-        answer = rig.client.post("/v1/datasets", files=files, data={"seed": "7"})
+        answer = rig.client.post(
+            "/v1/datasets", files=files, data={"seed": "7", "tolerance": "0.1"}
+        )
 
         assert answer.status_code == 202
         dataset = answer.json()
         digest = hashlib.sha256(archive).hexdigest()
         assert answer.headers["Location"] == f"/v1/datasets/{dataset['id']}"
         assert dataset["name"] == "My flowers"
-        assert (dataset["status"], dataset["seed"]) == ("pending", 7)
+        assert (dataset["status"], dataset["seed"], dataset["tolerance"]) == ("pending", 7, 0.1)
         assert dataset["archive"] == {
             "name": "My flowers.tar.gz",
             "size_bytes": len(archive),
@@ -125,6 +127,8 @@ class TestBadUpload:
         [
             ({"seed": "-1"}, "/seed"),
             ({"seed": "many"}, "/seed"),
+            ({"tolerance": "0.6"}, "/tolerance"),
+            ({"tolerance": "nan"}, "/tolerance"),
             ({"name": " "}, "/name"),
             ({"name": "x" * 201}, "/name"),
             ({"name": "a\x00b"}, "/name"),
