@@ -406,9 +406,3 @@ def _charge_attempt(
         data=error,
     )
     session.flush()
-
-
-def count_queued(session: Session) -> int:
-    """Return how many jobs wait for a worker."""
-    query = select(func.count()).select_from(JobRow).where(JobRow.state == JobState.QUEUED)
-    return session.scalar(query) or 0

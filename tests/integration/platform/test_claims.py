@@ -31,7 +31,7 @@ def claim_all(database: Database, owner: str, start: Callable[[], object]) -> li
     while True:
         with database.write() as session:
             claimed = repository.claim_job(session, owner=owner, ttl_s=TTL_S)
-            left = repository.count_queued(session)
+            left = len(repository.list_jobs(session, after=None, limit=1000, state="queued"))
         if claimed is not None:
             claims.append(claimed)
         elif not left:
