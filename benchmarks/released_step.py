@@ -48,7 +48,7 @@ def cycle_batches(dataset: JpegDataset, batch_size: int) -> Iterator[tuple[Tenso
 
 def forward(model: AdaptedModel, images: Tensor) -> Tensor:
     """Return logits without our speedups: every token of every block, torch's own products."""
-    with attached(model.backbone.blocks, list(model.adapters), model.spec):
+    with attached(model.backbone, model.adapters, model.spec):
         features = model.backbone.module(images)
     logits: Tensor = model.head(features)
     return logits

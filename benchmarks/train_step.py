@@ -41,7 +41,8 @@ from core.ml.adapters.adapted import AdaptedModel
 from core.ml.adapters.base import AdapterSpec
 from core.ml.backbones.load import LoadedBackbone, load_backbone
 from core.ml.backbones.precision import resolve_device
-from core.ml.losses.registry import build_distillation_loss
+from core.ml.losses.distillation import Distillation
+from core.ml.losses.registry import build_logit_loss
 from core.ml.training.optim import build_optimizer as build_shared_optimizer
 from core.ml.training.optim import set_learning_rate
 from core.ml.training.plan import TrainPlan, build_plan
@@ -185,7 +186,9 @@ def build_ours(
         weight_decay=plan.weight_decay,
     )
     set_learning_rate(optimizer, plan.learning_rate)
-    step = TrainStep(plan, Trainee("student", student), Trainee("teacher", teacher), optimizer)
+    tie = Distillation(plan.distillation, student.backbone, teacher.backbone, seed=0)
+    trainees = Trainee("student", student), Trainee("teacher", teacher)
+    step = TrainStep(plan, *trainees, tie, optimizer)
     generator = torch.Generator().manual_seed(0)
 
     def take() -> None:
@@ -212,7 +215,7 @@ def build_released(
     device = work.split.labels.device
     dataset = JpegDataset(work.files, work.labels, work.image_px)
     batches = cycle_batches(dataset, plan.batch_size)
-    distill = build_distillation_loss(plan.loss)
+    distill = build_logit_loss(plan.distillation)
 
     def take() -> None:
         for backbone in pair:
@@ -245,7 +248,7 @@ def compare_gradients(
     references = build_models(plan, reference_pair)
     pixels = work.split.student_images[rows].permute(0, 3, 1, 2).float()
     images = (pixels / 255.0 - 0.5) / 0.5
-    distill = build_distillation_loss(plan.loss)
+    distill = build_logit_loss(plan.distillation)
     labels = work.split.labels[rows]
     backward_twice(references[0], references[1], images, labels, distill, autocast=False)
     models = build_models(plan, pair)
@@ -253,7 +256,10 @@ def compare_gradients(
     optimizer = build_shared_optimizer(
         [model.trainable_parameters() for model in models], weight_decay=0.0
     )
-    step = TrainStep(plan, trainees[0], trainees[1], optimizer)
+    tie = Distillation(
+        plan.distillation, trainees[0].model.backbone, trainees[1].model.backbone, seed=0
+    )
+    step = TrainStep(plan, trainees[0], trainees[1], tie, optimizer)
     torch.autograd.backward(step.losses(work.split, rows, epoch=0, step=0)[0])
     outcome = {}
     for trainee, reference, factor in zip(trainees, references, (1.0, 0.5), strict=True):

@@ -1,21 +1,22 @@
 """The adapted model: a frozen backbone, adapters in its blocks and a linear head on top."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from core.errors import InvalidError
-from core.ml.adapters.base import AdapterSpec
+from core.ml.adapters.base import AdapterSpec, initialise_linears
 from core.ml.adapters.inject import attached
 from core.ml.adapters.last_block import find_trimmable_block, trimmed
 from core.ml.adapters.registry import ADAPTER_METHODS
 from core.ml.backbones.frozen_linear import fast_frozen_linears
 from core.ml.backbones.load import LoadedBackbone
-
-#: Standard deviation of every weight at the start, head included (the released code's timm
-#: initialisation).
-INITIAL_STD = 0.02
 
 
 class AdapterStateError(InvalidError):
@@ -24,18 +25,38 @@ class AdapterStateError(InvalidError):
     code = "adapter_state_mismatch"
 
 
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """What a pass through an adapted model gives.
+
+    Attributes:
+        logits: fp32 (batch, classes).
+        features: fp32 (batch, num_features), what the head reads.
+        hidden: outputs of the blocks that were asked for, in that order, in the network's layout
+            and number format.
+    """
+
+    logits: Tensor
+    features: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+
 class AdaptedModel(nn.Module):
     """Logits of a frozen network with adapters.
 
     The backbone is held by reference and is not a submodule: `parameters()` and `state_dict()` are
-    those of the adapters and the head, `adapters.N.…` and `head.…`, and `.to()` moves nothing else.
+    those of the adapters and the head, `adapters.…` and `head.…`, and `.to()` moves nothing else.
     Any number of adapted models may share one backbone, from one thread at a time.
 
     Args:
         backbone: the frozen network.
         spec: the adapter.
         num_classes: outputs C of the head.
-        seed: of the initial weights: N(0, 0.02²), biases 0.
+        seed: of the initial weights; the head's are N(0, 0.02²) with bias 0, the adapters' as
+            their kind defines.
+
+    Raises:
+        UnsupportedAdapterError: the kind has no place in this network.
     """
 
     def __init__(
@@ -44,35 +65,110 @@ class AdaptedModel(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise InvalidError(f"a head of {num_classes} classes cannot be built")
+        method = ADAPTER_METHODS[spec.kind]
+        method.check(backbone, spec)
         self.backbone = backbone
         self.spec = spec
-        method = ADAPTER_METHODS[spec.kind]
         self._last_block = [
             find_trimmable_block(backbone.module) if method.allows_trimming else None
         ]  # in a list, or it would become a submodule
-        self.adapters = nn.ModuleList(method.build(width, spec) for width in backbone.block_widths)
+        self.adapters = method.build(backbone, spec)
         self.head = nn.Linear(backbone.num_features, num_classes)
-        self._initialise(torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        method.initialise(self.adapters, backbone, generator)
+        initialise_linears(self.head, generator)
         self.to(backbone.device)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        draws: torch.Generator | None = None,
+    ) -> Tensor:
         """Return fp32 logits.
 
         Args:
             images: (batch, 3, image_px, image_px), normalised, in the backbone's number format.
             keep: factors of stochastic depth (2 * blocks, batch); None in evaluation.
+            draws: of dropout and the like, on the images' device; None in evaluation.
 
         Returns:
             (batch, classes).
         """
-        with (
-            fast_frozen_linears(self.backbone),
-            trimmed(self._last_block[0]),
-            attached(self.backbone.blocks, list(self.adapters), self.spec, keep=keep),
-        ):
-            features: Tensor = self.backbone.module(images)
-        logits: Tensor = self.head(features.float())
+        logits: Tensor = self.head(self.features(images, keep, draws))
         return logits
+
+    def features(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        draws: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the pooled features that the head reads: fp32 (batch, num_features)."""
+        return self._run(images, keep, draws, trim=True)
+
+    def forward_with_hidden(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        draws: torch.Generator | None = None,
+        *,
+        layers: Sequence[int] = (),
+        all_tokens: bool = False,
+    ) -> Forward:
+        """Return logits, features and the outputs of some blocks, adapters included.
+
+        Args:
+            images: as in `forward`.
+            keep: likewise.
+            draws: likewise.
+            layers: indices of blocks, from 0.
+            all_tokens: whether every token is wanted; otherwise the last block of a ViT that is
+                pooled by its class token gives that token alone, (batch, 1, width).
+        """
+        hidden: dict[int, Tensor] = {}
+
+        def remember(layer: int, _: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
+            hidden[layer] = output[0] if isinstance(output, tuple) else output
+
+        def watch(stack: ExitStack) -> None:
+            for layer in layers:
+                module = self.backbone.blocks[layer].module
+                handle = module.register_forward_hook(partial(remember, layer))
+                stack.callback(handle.remove)
+
+        features = self._run(images, keep, draws, trim=not all_tokens, watch=watch)
+        return Forward(
+            logits=self.head(features),
+            features=features,
+            hidden=tuple(hidden[layer] for layer in layers),
+        )
+
+    def _run(
+        self,
+        images: Tensor,
+        keep: Tensor | None,
+        draws: torch.Generator | None,
+        *,
+        trim: bool,
+        watch: Callable[[ExitStack], None] | None = None,
+    ) -> Tensor:
+        module = self.backbone.module
+        method = ADAPTER_METHODS[self.spec.kind]
+        with ExitStack() as stack:
+            stack.enter_context(fast_frozen_linears(self.backbone))
+            stack.enter_context(trimmed(self._last_block[0] if trim else None))
+            stack.enter_context(
+                attached(self.backbone, self.adapters, self.spec, keep=keep, draws=draws)
+            )
+            if watch is not None:
+                watch(stack)  # after the adapters, so that their part is seen
+            overrides = method.overrides(module, self.adapters)
+            if overrides:
+                features = functional_call(module, dict(overrides), (images,))
+            else:
+                features = module(images)
+        return cast(Tensor, features).float()
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return adapters and head by name: everything that training changes."""
@@ -89,13 +185,6 @@ class AdaptedModel(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 parameter.copy_(state[name])
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        with torch.no_grad():
-            for part in self.modules():
-                if isinstance(part, nn.Linear):
-                    part.weight.normal_(0.0, INITIAL_STD, generator=generator)
-                    part.bias.zero_()
 
 
 def check_adapter_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
@@ -115,5 +204,14 @@ def check_adapter_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.
             raise AdapterStateError(
                 f"{name} is {tuple(state[name].shape)}, this model needs {tuple(shape)}"
             )
-        if not bool(torch.isfinite(state[name]).all()):
-            raise AdapterStateError(f"{name} holds values that are not finite numbers")
+        check_finite(name, state[name])
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse a stored tensor that holds values that are not finite numbers.
+
+    Raises:
+        AdapterStateError: naming it.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise AdapterStateError(f"{name} holds values that are not finite numbers")

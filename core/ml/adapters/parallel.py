@@ -1,27 +1,34 @@
 """The parallel adapter: beside the MLP (paper, Sec. 3.2)."""
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from core.ml.adapters.base import AdapterSpec, Bottleneck, BranchInputs, add_to_output
+from core.ml.adapters.base import AdapterSpec, BlockMethod
+from core.ml.adapters.bottleneck import Bottleneck
+from core.ml.adapters.stream import BranchInputs, add_to_output
 from core.ml.backbones.blocks import ResidualBlock
 
 
-class Parallel:
+class Parallel(BlockMethod):
     """z = y + DropPath(mlp branch) + s A(y), with y before its norm and A outside drop-path."""
 
     allows_trimming = True
 
-    def build(self, width: int, spec: AdapterSpec) -> nn.Module:
+    def build_block(self, width: int, spec: AdapterSpec) -> nn.Module:
         """Return the bottleneck of one block."""
         return Bottleneck(width, spec.hidden_dim)
 
-    def attach(
-        self, block: ResidualBlock, adapter: nn.Module, spec: AdapterSpec
+    def attach_block(
+        self,
+        block: ResidualBlock,
+        adapter: nn.Module,
+        spec: AdapterSpec,
+        draws: torch.Generator | None,
     ) -> list[RemovableHandle]:
         """Hook the end of the MLP branch."""
         inputs = BranchInputs()
         return [
             *inputs.watch_mlp(block),
-            add_to_output(block.drop_path2, adapter, spec.scale, inputs.take_mlp),
+            add_to_output(block.drop_path2, adapter, spec.scale, inputs.take_mlp, draws),
         ]

@@ -1,29 +1,36 @@
 """The parallel shared adapter: one module beside attention and beside the MLP (paper, Sec. 3.2)."""
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from core.ml.adapters.base import AdapterSpec, Bottleneck, BranchInputs, add_to_output
+from core.ml.adapters.base import AdapterSpec, BlockMethod
+from core.ml.adapters.bottleneck import Bottleneck
+from core.ml.adapters.stream import BranchInputs, add_to_output
 from core.ml.backbones.blocks import ResidualBlock
 
 
-class ParallelShared:
+class ParallelShared(BlockMethod):
     """y = x + DropPath(attention) + s A(x); z = y + DropPath(mlp) + s A(y); the same A twice."""
 
     allows_trimming = True
 
-    def build(self, width: int, spec: AdapterSpec) -> nn.Module:
+    def build_block(self, width: int, spec: AdapterSpec) -> nn.Module:
         """Return the bottleneck that both branches of one block share."""
         return Bottleneck(width, spec.hidden_dim)
 
-    def attach(
-        self, block: ResidualBlock, adapter: nn.Module, spec: AdapterSpec
+    def attach_block(
+        self,
+        block: ResidualBlock,
+        adapter: nn.Module,
+        spec: AdapterSpec,
+        draws: torch.Generator | None,
     ) -> list[RemovableHandle]:
         """Hook the ends of both branches."""
         inputs = BranchInputs()
         return [
             *inputs.watch_attention(block),
             *inputs.watch_mlp(block),
-            add_to_output(block.drop_path1, adapter, spec.scale, inputs.take_attention),
-            add_to_output(block.drop_path2, adapter, spec.scale, inputs.take_mlp),
+            add_to_output(block.drop_path1, adapter, spec.scale, inputs.take_attention, draws),
+            add_to_output(block.drop_path2, adapter, spec.scale, inputs.take_mlp, draws),
         ]

@@ -1,4 +1,4 @@
-"""The adapter kinds by name. A new kind is one file and one line here."""
+"""The adapter kinds by name. A new kind is one file, one line here and its facts in the catalog."""
 
 from core.catalog.methods import AdapterKind
 from core.ml.adapters.base import AdapterMethod

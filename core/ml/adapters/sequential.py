@@ -2,32 +2,35 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from core.ml.adapters.base import AdapterSpec, Bottleneck
+from core.ml.adapters.base import AdapterSpec, BlockMethod
+from core.ml.adapters.bottleneck import Bottleneck
 from core.ml.backbones.blocks import ResidualBlock
 
 
-class Sequential:
+class Sequential(BlockMethod):
     """z -> z + A(z), with z the block's output: un-normalised, no scale, outside drop-path."""
 
     allows_trimming = True
 
-    def build(self, width: int, spec: AdapterSpec) -> nn.Module:
+    def build_block(self, width: int, spec: AdapterSpec) -> nn.Module:
         """Return the bottleneck of one block."""
         return Bottleneck(width, spec.hidden_dim)
 
-    def attach(
+    def attach_block(
         self,
         block: ResidualBlock,
         adapter: nn.Module,
         spec: AdapterSpec,  # noqa: ARG002 - this kind has no scale
+        draws: torch.Generator | None,
     ) -> list[RemovableHandle]:
         """Hook the block's output."""
 
         def extend(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-            extended: Tensor = output + adapter(output)
+            extended: Tensor = output + adapter(output, draws)
             return extended
 
         return [block.module.register_forward_hook(extend)]

@@ -49,6 +49,9 @@ def fast_frozen_linears(backbone: LoadedBackbone) -> AbstractContextManager[obje
 
 def _is_frozen_fp32(args: tuple[Any, ...]) -> bool:
     weight = args[1]
+    bias = args[2] if len(args) > 2 else None  # noqa: PLR2004
+    if bias is not None and bias.requires_grad:
+        return False  # a kind that learns biases needs their gradient
     return (
         args[0].dtype == weight.dtype == torch.float32
         and weight.device.type == "cpu"

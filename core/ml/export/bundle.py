@@ -21,7 +21,7 @@ from torch import Tensor
 from core.catalog.backbones import find_backbone
 from core.catalog.methods import AdapterKind
 from core.errors import InvalidError, TooLargeError
-from core.ml.adapters.adapted import AdaptedModel, check_adapter_state
+from core.ml.adapters.adapted import AdaptedModel, check_adapter_state, check_finite
 from core.ml.adapters.base import AdapterSpec
 from core.ml.adapters.shapes import adapter_shapes
 
@@ -198,9 +198,12 @@ def parse_bundle(adapter: bytes, config: bytes) -> Bundle:
     if len(classes) < 2 or len(set(classes)) != len(classes):  # noqa: PLR2004 - nothing to tell apart
         raise InvalidBundleError("classes must be two or more different names")
     state = _read_tensors(adapter)
-    check_adapter_state(
-        state, adapter_shapes(spec, backbone.block_widths, backbone.num_features, len(classes))
-    )
+    shapes = adapter_shapes(spec, backbone.block_widths, backbone.num_features, len(classes))
+    if shapes is not None:
+        check_adapter_state(state, shapes)
+    else:  # the names and shapes are checked when it is loaded into its network
+        for name, tensor in state.items():
+            check_finite(name, tensor)
     return Bundle(
         backbone=backbone,
         spec=spec,

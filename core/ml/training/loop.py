@@ -11,6 +11,7 @@ from core.clock import monotonic_s
 from core.errors import InvalidError
 from core.ml.adapters.adapted import AdaptedModel
 from core.ml.backbones.load import LoadedBackbone
+from core.ml.losses.distillation import Distillation
 from core.ml.training.checkpoint import CheckpointFolder
 from core.ml.training.evaluate import Evaluation, evaluate
 from core.ml.training.observer import SilentObserver, TrainObserver
@@ -125,13 +126,18 @@ class _Run:
             for role, backbone in (("student", student), ("teacher", teacher))
             if backbone is not None
         ]
+        distillation = None
+        if teacher is not None:
+            seed = derive_seed(plan.seed, "init/distillation")
+            distillation = Distillation(plan.distillation, student, teacher, seed=seed)
+        bridges = {} if distillation is None else dict(distillation.named_parameters())
         optimizer = build_optimizer(
-            [trainee.model.trainable_parameters() for trainee in self.trainees],
+            [*(trainee.model.trainable_parameters() for trainee in self.trainees), bridges],
             weight_decay=plan.weight_decay,
         )
         pair = self.trainees[1] if teacher is not None else None
-        self.train_step = TrainStep(plan, self.trainees[0], pair, optimizer)
-        self.state = RunState(self.trainees, optimizer, build_loss_sums(self.device))
+        self.train_step = TrainStep(plan, self.trainees[0], pair, distillation, optimizer)
+        self.state = RunState(self.trainees, optimizer, build_loss_sums(self.device), bridges)
         self.steps_per_epoch = plan.steps_per_epoch(len(data.train))
         self.checkpoints: CheckpointFolder | None = None
         if checkpoint_dir is not None:
@@ -254,7 +260,7 @@ class _Run:
 
 def _build_model(plan: TrainPlan, role: str, backbone: LoadedBackbone) -> AdaptedModel:
     seed = derive_seed(plan.seed, f"init/{role}")
-    return AdaptedModel(backbone, plan.adapter, plan.num_classes, seed=seed)
+    return AdaptedModel(backbone, plan.adapter_of(role), plan.num_classes, seed=seed)
 
 
 def _is_better(candidate: Evaluation | None, best: Evaluation | None) -> bool:

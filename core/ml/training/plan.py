@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from core.catalog.methods import AdapterKind, DistillationLoss, MethodType, Precision, Recipe
 from core.errors import FieldError, InvalidError
 from core.ml.adapters.base import AdapterSpec
+from core.ml.losses.spec import DistillationSpec
 
 _OFFICIAL_EPOCHS = 100
 _OFFICIAL_WARMUP_EPOCHS = 10
@@ -29,7 +30,8 @@ class TrainPlan:
 
     Attributes:
         method: with a teacher, or without.
-        adapter: of the student and of the teacher.
+        adapter: of the student.
+        teacher_adapter: of the teacher; without a teacher it means nothing.
         num_classes: outputs of both heads.
         epochs: length of warm-up and cosine.
         warmup_epochs: of these, the linear part.
@@ -41,14 +43,13 @@ class TrainPlan:
         drop_path: stochastic depth of the last block; blocks before it rise to it linearly.
         seed: of every random draw.
         precision: of frozen weights and activations.
-        loss: what ties the logits of teacher and student.
-        loss_weight: factor of that loss.
-        temperature: divides the logits in `kl`.
+        distillation: what ties teacher and student.
         recipe: the named schedule that the values came from.
     """
 
     method: MethodType
     adapter: AdapterSpec
+    teacher_adapter: AdapterSpec
     num_classes: int
     epochs: int
     warmup_epochs: int
@@ -60,10 +61,8 @@ class TrainPlan:
     drop_path: float
     seed: int
     precision: Precision
-    loss: DistillationLoss
-    loss_weight: float
-    temperature: float
-    recipe: Recipe = Recipe.DEFAULT
+    distillation: DistillationSpec
+    recipe: str = Recipe.DEFAULT
 
     def __post_init__(self) -> None:
         problems = [
@@ -77,12 +76,6 @@ class TrainPlan:
                 ("learning_rate", _is_within(self.learning_rate, 0.0, 10.0), "0 to 10"),
                 ("weight_decay", _is_within(self.weight_decay, 0.0, 10.0), "0 to 10"),
                 ("drop_path", _is_within(self.drop_path, 0.0, 0.9), "0 to 0.9"),
-                ("loss_weight", _is_within(self.loss_weight, 0.0, 1e4), "0 to 10000"),
-                (
-                    "temperature",
-                    self.temperature > 0 and _is_within(self.temperature, 0.0, 1e3),
-                    "above 0, to 1000",
-                ),
             )
             if not fine
         ]
@@ -91,6 +84,10 @@ class TrainPlan:
                 f"{p.pointer.rsplit('/', 1)[-1]} must be {p.message}" for p in problems
             )
             raise InvalidPlanError(listed, fields=tuple(problems))
+
+    def adapter_of(self, role: str) -> AdapterSpec:
+        """Return the adapter of `student` or `teacher`."""
+        return self.teacher_adapter if role == "teacher" else self.adapter
 
     @property
     def total_epochs(self) -> int:
@@ -139,20 +136,26 @@ def build_plan(
     loss: DistillationLoss = DistillationLoss.MSE,
     loss_weight: float = 1.0,
     temperature: float = 5.0,
-    recipe: Recipe = Recipe.DEFAULT,
+    distillation: DistillationSpec | None = None,
+    teacher_adapter: AdapterSpec | None = None,
+    recipe: str = Recipe.DEFAULT,
 ) -> TrainPlan:
     """Fill in what was left open.
 
     The default recipe: 100 epochs, a warm-up of a tenth of them (at most 10), batches of 32, no
     cooldown, every image in every epoch. The official one: 100 epochs and 10 of cooldown, a warm-up
-    of 10, batches of 64, the last incomplete batch dropped.
+    of 10, batches of 64, the last incomplete batch dropped. A recipe of a data set (see
+    `core.catalog.recipes`) is the official one under its own name.
+
+    `distillation` replaces `loss`, `loss_weight` and `temperature`, which are enough for the
+    paper's two losses. Without a `teacher_adapter` the teacher has the student's.
 
     Raises:
         InvalidPlanError: a value out of range, or one that the official recipe sets itself.
         InvalidError: an adapter out of range.
     """
     cooldown = 0
-    if recipe is Recipe.OFFICIAL:
+    if recipe != Recipe.DEFAULT:
         fixed = {
             "epochs": (epochs, _OFFICIAL_EPOCHS),
             "batch_size": (batch_size, _OFFICIAL_BATCH_SIZE),
@@ -168,23 +171,25 @@ def build_plan(
     epochs = 100 if epochs is None else epochs
     if warmup_epochs is None:
         warmup_epochs = min(_OFFICIAL_WARMUP_EPOCHS, max(epochs, 0) // _WARMUP_SHARE)
+    adapter = AdapterSpec(kind, hidden_dim, scale)
+    if distillation is None:
+        distillation = DistillationSpec(loss=loss, weight=loss_weight, temperature=temperature)
     return TrainPlan(
         method=method,
-        adapter=AdapterSpec(kind, hidden_dim, scale),
+        adapter=adapter,
+        teacher_adapter=teacher_adapter or adapter,
         num_classes=num_classes,
         epochs=epochs,
         warmup_epochs=warmup_epochs,
         cooldown_epochs=cooldown,
         batch_size=32 if batch_size is None else batch_size,
-        drop_last=recipe is Recipe.OFFICIAL,
+        drop_last=recipe != Recipe.DEFAULT,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         drop_path=drop_path,
         seed=seed,
         precision=precision,
-        loss=loss,
-        loss_weight=loss_weight,
-        temperature=temperature,
+        distillation=distillation,
         recipe=recipe,
     )
 

@@ -1,7 +1,7 @@
 """What a run has reached so far, and its way into a checkpoint and back."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,6 +75,7 @@ class RunState:
         optimizer: AdamW over all of them.
         loss_sums: float64 (5,), the sums over this epoch's images of `LOSS_NAMES`, and how many
             images.
+        bridges: what the distillation term learns; trained and kept like the rest, not exported.
         step: steps taken.
         epochs_done: epochs trained and evaluated.
         best: the best epoch so far.
@@ -84,18 +85,20 @@ class RunState:
     trainees: Sequence[Trainee]
     optimizer: torch.optim.Optimizer
     loss_sums: Tensor
+    bridges: Mapping[str, nn.Parameter] = field(default_factory=dict)
     step: int = 0
     epochs_done: int = 0
     best: BestEpoch | None = None
     history: list[EpochMetrics] = field(default_factory=list)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return every trainable tensor as `role.name`."""
-        return {
+        """Return every trainable tensor as `role.name`, or `distillation.name`."""
+        parameters = {
             f"{trainee.role}.{name}": parameter
             for trainee in self.trainees
             for name, parameter in trainee.model.trainable_parameters().items()
         }
+        return parameters | {f"distillation.{name}": p for name, p in self.bridges.items()}
 
     def copy_weights(self) -> dict[str, Tensor]:
         """Return copies of every trainable tensor as `role.name`."""

@@ -1,19 +1,19 @@
 """One training step: both forwards, one loss, one backward, one optimizer step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.ml.adapters.adapted import AdaptedModel
+from core.ml.adapters.adapted import AdaptedModel, Forward
 from core.ml.adapters.drop_path import sample_drop_path
+from core.ml.adapters.registry import ADAPTER_METHODS
 from core.ml.backbones.normalise import normalise_images
-from core.ml.losses.registry import build_distillation_loss
+from core.ml.losses.distillation import Distillation
 from core.ml.training.plan import TrainPlan
 from core.ml.training.resident import ResidentSplit
-from core.ml.training.seeds import build_generator
+from core.ml.training.seeds import build_generator, derive_seed
 
 #: What a step reports, in this order; the teacher's two are 0 without a teacher.
 LOSS_NAMES = ("loss", "ce_student", "ce_teacher", "distillation")
@@ -31,19 +31,50 @@ class Trainee:
     role: str
     model: AdaptedModel
 
-    def logits(self, images: Tensor, plan: TrainPlan, *, epoch: int, step: int) -> Tensor:
-        """Return logits (batch, classes) of uint8 images, with this step's stochastic depth."""
-        backbone = self.model.backbone
-        keep = None
-        if plan.drop_path > 0:
-            generator = build_generator(plan.seed, f"drop_path/{self.role}", epoch=epoch, step=step)
-            keep = sample_drop_path(
-                plan.drop_path, len(backbone.blocks), images.shape[0], generator
-            )
-        if keep is not None:
-            keep = keep.to(images.device, non_blocking=True)
-        logits: Tensor = self.model(normalise_images(images, backbone), keep)
-        return logits
+    def forward(
+        self,
+        images: Tensor,
+        plan: TrainPlan,
+        *,
+        epoch: int,
+        step: int,
+        layers: tuple[int, ...] = (),
+        all_tokens: bool = False,
+    ) -> tuple[Forward, Tensor | None]:
+        """Run uint8 images through the model, with this step's random draws.
+
+        Returns:
+            The outputs, and what the adapter's kind adds to its model's loss (None for nearly
+            all): the symmetric KL divergence between this and a second draw.
+        """
+        method = ADAPTER_METHODS[self.model.spec.kind]
+        normalised = normalise_images(images, self.model.backbone)
+        draws = None
+        if method.is_random:
+            seed = derive_seed(plan.seed, f"draws/{self.role}", epoch=epoch, step=step)
+            draws = torch.Generator(device=images.device).manual_seed(seed)
+        first = self.model.forward_with_hidden(
+            normalised,
+            self._keep(plan, images, "drop_path", epoch=epoch, step=step),
+            draws,
+            layers=layers,
+            all_tokens=all_tokens,
+        )
+        if method.consistency_weight == 0.0:
+            return first, None
+        keep = self._keep(plan, images, "second_drop_path", epoch=epoch, step=step)
+        second = self.model(normalised, keep, draws)
+        return first, method.consistency_weight * symmetric_kl(first.logits, second)
+
+    def _keep(
+        self, plan: TrainPlan, images: Tensor, purpose: str, *, epoch: int, step: int
+    ) -> Tensor | None:
+        if plan.drop_path == 0:
+            return None
+        generator = build_generator(plan.seed, f"{purpose}/{self.role}", epoch=epoch, step=step)
+        depth = len(self.model.backbone.blocks)
+        keep = sample_drop_path(plan.drop_path, depth, images.shape[0], generator)
+        return None if keep is None else keep.to(images.device, non_blocking=True)
 
 
 class TrainStep:
@@ -52,6 +83,13 @@ class TrainStep:
     The released code runs two backwards through the same graphs, one for each optimizer. One is the
     same maths: the student's gradient is equal, the teacher's, there accumulated twice, is half,
     a factor that AdamW divides out.
+
+    Args:
+        plan: every hyperparameter.
+        student: what is wanted in the end.
+        teacher: learns beside it; None for plain adapter-tuning.
+        distillation: what ties them; None exactly without a teacher.
+        optimizer: over everything that learns.
     """
 
     def __init__(
@@ -59,15 +97,14 @@ class TrainStep:
         plan: TrainPlan,
         student: Trainee,
         teacher: Trainee | None,
+        distillation: Distillation | None,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self._plan = plan
         self._student = student
         self._teacher = teacher
+        self._distillation = distillation
         self._optimizer = optimizer
-        self._distill: Callable[[Tensor, Tensor], Tensor] = build_distillation_loss(
-            plan.loss, temperature=plan.temperature
-        )
 
     def __call__(self, split: ResidentSplit, rows: Tensor, *, epoch: int, step: int) -> Tensor:
         """Learn from some images.
@@ -93,16 +130,42 @@ class TrainStep:
         """Return the differentiable `LOSS_NAMES` of some images."""
         labels = split.labels.index_select(0, rows)
         images = split.student_images.index_select(0, rows)
-        student = self._student.logits(images, self._plan, epoch=epoch, step=step)
-        ce_student = functional.cross_entropy(student, labels)
-        if self._teacher is None:
+        distillation = self._distillation
+        student, extra = self._student.forward(
+            images,
+            self._plan,
+            epoch=epoch,
+            step=step,
+            layers=distillation.student_layers if distillation else (),
+            all_tokens=distillation is not None and distillation.all_tokens,
+        )
+        ce_student = functional.cross_entropy(student.logits, labels)
+        total = ce_student if extra is None else ce_student + extra
+        if self._teacher is None or distillation is None:
             none = torch.zeros((), device=rows.device)
-            return ce_student, ce_student, none, none
+            return total, ce_student, none, none
         assert split.teacher_images is not None, "checked when the run starts"
         if split.teacher_images is not split.student_images:
             images = split.teacher_images.index_select(0, rows)
-        teacher = self._teacher.logits(images, self._plan, epoch=epoch, step=step)
-        ce_teacher = functional.cross_entropy(teacher, labels)
-        distillation = self._distill(student, teacher)
-        total = ce_student + ce_teacher + self._plan.loss_weight * distillation
-        return total, ce_student, ce_teacher, distillation
+        teacher, extra = self._teacher.forward(
+            images,
+            self._plan,
+            epoch=epoch,
+            step=step,
+            layers=distillation.teacher_layers,
+            all_tokens=distillation.all_tokens,
+        )
+        ce_teacher = functional.cross_entropy(teacher.logits, labels)
+        distance = distillation(student, teacher)
+        total = total + ce_teacher + self._plan.distillation.weight * distance
+        if extra is not None:
+            total = total + extra
+        return total, ce_student, ce_teacher, distance
+
+
+def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    """Return (KL(p ‖ q) + KL(q ‖ p)) / 2 of two logits (batch, classes), averaged over the batch."""
+    p, q = functional.log_softmax(first, dim=-1), functional.log_softmax(second, dim=-1)
+    forward = functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    backward = functional.kl_div(p, q, reduction="batchmean", log_target=True)
+    return (forward + backward) / 2

@@ -15,8 +15,9 @@ from core.ml.adapters.inject import attached
 from core.ml.adapters.last_block import find_trimmable_block
 from core.ml.adapters.registry import ADAPTER_METHODS
 from core.ml.backbones.blocks import UnsupportedBackboneError, find_blocks
+from core.ml.backbones.load import wrap_backbone
 
-KINDS = list(AdapterKind)
+KINDS = [AdapterKind.SEQUENTIAL, AdapterKind.PARALLEL, AdapterKind.PARALLEL_SHARED]
 FAMILIES = ["vit", "vit_avg", "swin", "swinv2"]
 
 
@@ -201,7 +202,7 @@ class TestInjection:
         model = build_strong(backbone, AdapterKind.PARALLEL)
         with (
             pytest.raises(ValueError, match="shorter"),
-            attached(backbone.blocks, list(model.adapters)[:1], model.spec),
+            attached(backbone, model.adapters[:1], model.spec),
         ):
             pass
 
@@ -246,8 +247,8 @@ class TestFindBlocks:
     )
     def test_other_families_run_in_every_placement(self, name):
         module = timm.create_model(name, num_classes=0).eval()
-        blocks = find_blocks(module)
-        assert len(blocks) == 12
+        backbone = wrap_backbone(module, name)
+        assert len(backbone.blocks) == 12
         generator = torch.Generator().manual_seed(0)
         px = module.pretrained_cfg["input_size"][-1]
         images = torch.randn(1, 3, px, px, generator=generator)
@@ -256,8 +257,7 @@ class TestFindBlocks:
             plain = module(images)
             for kind in KINDS:
                 spec = AdapterSpec(kind, 2, 0.5)
-                adapters = [ADAPTER_METHODS[kind].build(block.width, spec) for block in blocks]
-                with attached(blocks, adapters, spec):
+                with attached(backbone, ADAPTER_METHODS[kind].build(backbone, spec), spec):
                     adapted = module(images)
                 assert adapted.shape == plain.shape
                 assert not torch.allclose(adapted, plain, atol=1e-3)

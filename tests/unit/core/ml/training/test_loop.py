@@ -84,7 +84,9 @@ class TestTrain:
         assert metrics.ce_student == pytest.approx(own.loss, rel=1e-5)
         assert metrics.ce_teacher == pytest.approx(theirs.loss, rel=1e-5)
         assert metrics.train_loss == pytest.approx(
-            metrics.ce_student + metrics.ce_teacher + plan.loss_weight * metrics.distillation
+            metrics.ce_student
+            + metrics.ce_teacher
+            + plan.distillation.weight * metrics.distillation
         )
 
     def test_every_image_once_an_epoch_and_another_order_in_the_next(

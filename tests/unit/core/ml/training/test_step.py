@@ -8,7 +8,8 @@ from core.catalog.methods import DistillationLoss, MethodType, Precision
 from core.ml.adapters.adapted import AdaptedModel
 from core.ml.backbones.digest import compute_tensors_sha256
 from core.ml.backbones.normalise import normalise_images
-from core.ml.losses.registry import build_distillation_loss
+from core.ml.losses.distillation import Distillation
+from core.ml.losses.registry import build_logit_loss
 from core.ml.training.optim import build_optimizer, set_learning_rate
 from core.ml.training.step import Trainee, TrainStep
 
@@ -28,16 +29,20 @@ def build_step():
         )
         set_learning_rate(optimizer, plan.learning_rate)
         teacher = trainees[1] if teacher_backbone is not None else None
-        return TrainStep(plan, trainees[0], teacher, optimizer), trainees
+        distillation = teacher and Distillation(
+            plan.distillation, trainees[0].model.backbone, teacher.model.backbone, seed=0
+        )
+        return TrainStep(plan, trainees[0], teacher, distillation, optimizer), trainees
 
     return build
 
 
+LOGIT_LOSSES = [loss for loss in DistillationLoss if loss is not DistillationLoss.FEATURE]
 ROWS = torch.tensor([3, 1, 7, 0, 12])
 
 
 class TestGradients:
-    @pytest.mark.parametrize("loss", list(DistillationLoss))
+    @pytest.mark.parametrize("loss", LOGIT_LOSSES)
     def test_student_exact_and_teacher_half_of_two_backwards(
         self, pair, tiny_plan, tiny_data, build_step, loss
     ):
@@ -53,7 +58,7 @@ class TestGradients:
         images, labels = split.student_images[ROWS], split.labels[ROWS]
         s = student(normalise_images(images, student.backbone))
         t = teacher(normalise_images(images, teacher.backbone))
-        distill = build_distillation_loss(loss, temperature=plan.temperature)
+        distill = build_logit_loss(plan.distillation)
         total = functional.cross_entropy(s, labels) + functional.cross_entropy(t, labels)
         total = total + distill(s, t)
         torch.autograd.backward(total, retain_graph=True)
