@@ -1,0 +1,153 @@
+"""Plain adapters and iDAT on six small tasks, with the starter pair and no download.
+
+Three commands write to one results file, a JSON line for each run, as soon as it is known; runs
+that are in the file are not run again, so any command can be stopped (Ctrl-C) and repeated.
+`select` tries learning rates on validation images, `table` (the default) measures every row,
+`ablate` varies one setting at a time. `--report` prints the tables from the file and runs nothing.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from benchmarks.miniature.jobs import Job, build_key
+from benchmarks.miniature.methods import METHODS
+from benchmarks.miniature.pool import run_jobs
+from benchmarks.miniature.rows import Row, append_row, read_rows
+from benchmarks.miniature.selection import SELECTION_SEED, choose_rates, list_selection_jobs
+from benchmarks.miniature.suite import CIFAR, SIZES, TASKS
+from benchmarks.miniature.table import list_table_jobs
+from core.clock import monotonic_s
+from core.errors import AppError, InvalidError
+
+_STOPPED = 130  # the shell's exit code of a program that SIGINT ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for and return the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        check_options(options)
+        _run(list(list_jobs(options)), options)
+    except AppError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; finished runs are in {options.out}, the same command goes on from there")
+        return _STOPPED
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.miniature",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "command", nargs="?", default="table", choices=("select", "table"), help="default: table"
+    )
+    parser.add_argument(
+        "--size",
+        default="small",
+        choices=tuple(SIZES),
+        help="small: for two cores; full: 800 + 200 images and 100 epochs, for a GPU",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmarks/results/miniature.jsonl"),
+        help="results file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cifar", type=Path, help="zip with */{train,val,test}/CLASS/*.jpg; without it, no cifar"
+    )
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK")
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=tuple(METHODS), metavar="METHOD"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes of one thread each (default: 1)"
+    )
+    parser.epilog = f"tasks: {' '.join(TASKS)}\nmethods: {' '.join(METHODS)}"
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Leave CIFAR out, saying so, where its zip was not named.
+
+    Raises:
+        InvalidError: options that cannot be meant.
+    """
+    if options.workers < 1:
+        raise InvalidError("--workers must be at least 1")
+    if SELECTION_SEED in options.seeds or min(options.seeds) < 0:
+        raise InvalidError(
+            f"--seeds must be 0 or more, and not {SELECTION_SEED}: that one chooses the rates"
+        )
+    if CIFAR not in options.tasks:
+        return
+    if options.cifar is not None and options.cifar.is_file():
+        return
+    reason = "no --cifar was given" if options.cifar is None else f"{options.cifar} is no file"
+    print(f"{CIFAR} is left out: {reason}", file=sys.stderr)
+    options.tasks = [task for task in options.tasks if task != CIFAR]
+    if not options.tasks:
+        raise InvalidError("no task is left; name the zip with --cifar")
+
+
+def list_jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Yield the runs of the command.
+
+    Raises:
+        InvalidError: the table is asked for before the learning rates are chosen.
+    """
+    size = SIZES[options.size]
+    if options.command == "select":
+        yield from list_selection_jobs(options.tasks, size)
+        return
+    rates = choose_rates(rows_by_key(read_rows(options.out)), options.tasks, size)
+    print("learning rates, from validation: " + ", ".join(f"{k} {v:g}" for k, v in rates.items()))
+    methods = [METHODS[name] for name in options.methods]
+    yield from list_table_jobs(options.tasks, methods, options.seeds, rates, size)
+
+
+def rows_by_key(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return the rows by the key of their job."""
+    return {build_key(row): row for row in rows}
+
+
+def _run(jobs: list[Job], options: argparse.Namespace) -> None:
+    """Run what is not in the file yet, and print a line for each."""
+    known = rows_by_key(read_rows(options.out))
+    missing = [job for job in jobs if job.key not in known]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {options.out}", flush=True)
+    if not missing:
+        return
+    # A service manager's way to stop is treated like a person's.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    started_s = monotonic_s()
+    with closing(run_jobs(missing, workers=options.workers, cifar=options.cifar)) as rows:
+        for number, row in enumerate(rows, start=1):
+            append_row(options.out, row)
+            left_s = (monotonic_s() - started_s) / number * (len(missing) - number)
+            print(
+                f"{_show(row)}  [{number}/{len(missing)}, {left_s / 60:.0f} min left]", flush=True
+            )
+
+
+def _show(row: Row) -> str:
+    name = f"{row['task']:19} {row['method']:12} seed {row['seed']}"
+    if "error" in row:
+        return f"{name}  {row['error']}"
+    figures = [f"{split} {100 * row[split]:.1f}" for split in ("val", "test") if split in row]
+    return f"{name}  {'  '.join(figures)} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
