@@ -6,10 +6,12 @@ network that is not in it may still work; the worker finds out when it loads it.
 
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.catalog.licenses import find_license_note
 from core.catalog.methods import AdapterKind
 from core.errors import InvalidError
 
@@ -28,6 +30,14 @@ class UnknownBackboneError(InvalidError):
     code = "unknown_backbone"
 
 
+class StreamLayout(StrEnum):
+    """Shape of the tensors between the blocks of a network, with d channels."""
+
+    TOKENS = "tokens"  #: (batch, tokens, d)
+    GRID = "grid"  #: (batch, rows, columns, d)
+    CHANNELS_FIRST = "channels_first"  #: (batch, d, rows, columns)
+
+
 @dataclass(frozen=True)
 class BackboneFacts:
     """One network without its classifier.
@@ -35,31 +45,74 @@ class BackboneFacts:
     Attributes:
         name: exact timm name.
         family: timm's class of it.
-        block_widths: width of the residual stream in every block, first to last.
+        block_widths: width of the residual stream at the end of every block, first to last.
+        input_widths: width of what enters every block; differs from `block_widths` where a stage of
+            Hiera or MViTv2 begins.
+        heads: attention heads of every block; 0 where it has no attention.
         num_features: width of the pooled features that a head reads.
         parameters: of the network without a classifier; all frozen.
+        bias_parameters: numbers in all of its biases, those of norms and convolutions included.
+        ssf_parameters: numbers that SSF trains, a scale and a shift for each output channel of the
+            patch projection, of norm1, qkv, projection, norm2, fc1 and fc2 in every block, and of
+            the final norm; None where one of these cannot be hooked.
+        lora_parameters_per_rank: inputs plus outputs of the qkv layers: LoRA of rank r has r times
+            as many numbers; None without `has_qkv`.
         image_px: side of the square input.
         mean: per-channel mean of the normalisation, of values in 0..1.
         std: per-channel standard deviation.
         interpolation: how its own training resized images.
-        license: of the weights, as timm states it; empty where it states none.
+        license: of the weights, as timm states it; `not stated` where it states none.
+        layout: of the tensors between blocks.
+        prefix_tokens: class, distillation and register tokens in front of the patches.
+        post_norm: whether norms close the residual branches instead of opening them.
+        has_qkv: whether every block has one linear layer for queries, keys and values that is
+            called as a module, and so can be hooked.
+        has_fc: whether every MLP has linear layers `fc1` and `fc2` that are called as modules.
+        has_attention_branch: whether every block has an attention branch that is added to the
+            stream it reads, as the MLP branch is; false where a stage of Hiera or MViTv2 begins by
+            pooling and widening the stream, and for ConvNeXt.
+        prompts: whether further tokens may be put behind the prefix tokens.
+        grid: whether rows and columns of the patch tokens are known at the end of every block.
     """
 
     name: str
     family: str
     block_widths: tuple[int, ...]
+    input_widths: tuple[int, ...]
+    heads: tuple[int, ...]
     num_features: int
     parameters: int
+    bias_parameters: int
+    ssf_parameters: int | None
+    lora_parameters_per_rank: int | None
     image_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
     license: str
+    layout: StreamLayout
+    prefix_tokens: int
+    post_norm: bool
+    has_qkv: bool
+    has_fc: bool
+    has_attention_branch: bool
+    prompts: bool
+    grid: bool
 
     @property
     def depth(self) -> int:
         """Blocks, and so adapters."""
         return len(self.block_widths)
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether a norm opens the attention branch and another one the MLP branch."""
+        return self.has_attention_branch and not self.post_norm
+
+    @property
+    def license_note(self) -> str | None:
+        """What to mind about the licence of the weights; None where it is a permissive one."""
+        return find_license_note(self.license)
 
 
 def get_backbone(name: str) -> BackboneFacts:
@@ -107,5 +160,14 @@ def _table() -> dict[str, BackboneFacts]:
 
 
 def _read_row(name: str, row: dict[str, Any]) -> BackboneFacts:
+    """Read a row of the table, where runs of equal blocks are [value, blocks]."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    values["block_widths"] = _unroll(row["block_widths"])
+    values["input_widths"] = _unroll(row.get("input_widths", row["block_widths"]))
+    values["heads"] = _unroll(row["heads"])
+    values["layout"] = StreamLayout(row["layout"])
     return BackboneFacts(name=name, **values)
+
+
+def _unroll(runs: list[list[int]]) -> tuple[int, ...]:
+    return tuple(value for value, blocks in runs for _ in range(blocks))

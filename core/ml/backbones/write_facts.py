@@ -6,20 +6,25 @@ Networks are built on the meta device, so nothing is downloaded and no memory is
 import json
 import logging
 import sys
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from core.catalog.backbones import TABLE
+from core.catalog.licenses import NOT_STATED
 from core.catalog.pairs import PAIRS
-from core.ml.backbones.blocks import find_blocks
+from core.ml.backbones.blocks import ResidualBlock, find_blocks
 from core.ml.backbones.load import read_num_features, register_bundled
+from core.ml.backbones.parts import find_biases, find_final_norm, find_patch_projection
 
 logger = logging.getLogger(__name__)
 
-#: Networks beside those of the pairs: plain and self-supervised ViTs, image-text towers, BEiT,
-#: EVA-02, Swin.
+#: Networks beside those of the pairs, a few of every family that has places for adapters: plain and
+#: self-supervised ViTs, image-text towers, BEiT, EVA-02, DINOv3, then the pyramids.
 NAMES = (
     "vit_tiny_patch16_224.augreg_in21k",
     "vit_small_patch16_224.augreg_in21k",
@@ -50,6 +55,7 @@ NAMES = (
     "vit_small_patch16_dinov3.lvd1689m",
     "vit_base_patch16_dinov3.lvd1689m",
     "vit_large_patch16_dinov3.lvd1689m",
+    "vit_small_plus_patch16_dinov3.lvd1689m",
     "vit_base_patch32_clip_224.openai",
     "vit_base_patch16_clip_224.openai",
     "vit_large_patch14_clip_224.openai",
@@ -60,10 +66,21 @@ NAMES = (
     "vit_base_patch16_siglip_256.webli",
     "vit_large_patch16_siglip_256.webli",
     "vit_base_patch16_siglip_224.v2_webli",
+    "vit_base_patch16_siglip_256.v2_webli",
+    "vit_large_patch16_siglip_256.v2_webli",
     "vit_so400m_patch14_siglip_224.webli",
+    "vit_base_patch16_siglip_gap_224.v2_webli",
+    "aimv2_large_patch14_224.apple_pt",
+    "aimv2_large_patch14_224.apple_pt_dist",
+    "naflexvit_base_patch16_gap.e300_s576_in1k",
+    "vit_relpos_small_patch16_224.sw_in1k",
+    "vit_relpos_medium_patch16_rpn_224.sw_in1k",
     "deit_tiny_patch16_224.fb_in1k",
     "deit_small_patch16_224.fb_in1k",
     "deit_base_patch16_224.fb_in1k",
+    "deit_tiny_distilled_patch16_224.fb_in1k",
+    "deit_small_distilled_patch16_224.fb_in1k",
+    "deit_base_distilled_patch16_224.fb_in1k",
     "deit3_small_patch16_224.fb_in22k_ft_in1k",
     "deit3_base_patch16_224.fb_in22k_ft_in1k",
     "deit3_large_patch16_224.fb_in22k_ft_in1k",
@@ -87,6 +104,35 @@ NAMES = (
     "swinv2_base_window8_256.ms_in1k",
     "swinv2_base_window12_192.ms_in22k",
     "swinv2_large_window12_192.ms_in22k",
+    "pvt_v2_b0.in1k",
+    "pvt_v2_b1.in1k",
+    "pvt_v2_b2.in1k",
+    "pvt_v2_b3.in1k",
+    "pvt_v2_b4.in1k",
+    "pvt_v2_b5.in1k",
+    "twins_pcpvt_small.in1k",
+    "twins_svt_small.in1k",
+    "twins_svt_base.in1k",
+    "davit_tiny.msft_in1k",
+    "davit_small.msft_in1k",
+    "davit_base.msft_in1k",
+    "maxvit_tiny_tf_224.in1k",
+    "maxvit_base_tf_224.in21k",
+    "hiera_tiny_224.mae",
+    "hiera_small_224.mae",
+    "hiera_base_224.mae",
+    "hiera_small_abswin_256.sbb2_e200_in12k",
+    "mvitv2_tiny.fb_in1k",
+    "mvitv2_small.fb_in1k",
+    "mvitv2_base.fb_in1k",
+    "mvitv2_base_cls.fb_inw21k",
+    "convnext_tiny.fb_in22k",
+    "convnext_small.fb_in22k",
+    "convnext_base.fb_in22k",
+    "convnext_large.fb_in22k",
+    "convnext_tiny.dinov3_lvd1689m",
+    "convnextv2_tiny.fcmae_ft_in22k_in1k",
+    "convnextv2_base.fcmae_ft_in22k_in1k",
 )
 
 
@@ -98,23 +144,45 @@ def list_names() -> list[str]:
 
 
 def read_facts(name: str) -> dict[str, Any]:
-    """Return the facts of one network as JSON values."""
+    """Return the facts of one network as JSON values.
+
+    Lists with a number for every block are written as runs of equal ones, [value, blocks].
+    """
     with torch.device("meta"):
         module = timm.create_model(name, pretrained=False, num_classes=0)
     config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment] # a plain dict
     channels, height, width = config["input_size"]
     assert channels == 3 and height == width, name  # noqa: PLR2004, PT018 - square colour input
-    return {
+    blocks = find_blocks(module)
+    widths = [block.width for block in blocks]
+    input_widths = [block.input_width for block in blocks]
+    facts = {
         "family": type(module).__name__,
-        "block_widths": [block.width for block in find_blocks(module)],
+        "block_widths": _runs(widths),
+        "input_widths": _runs(input_widths),
+        "heads": _runs(block.heads for block in blocks),
         "num_features": read_num_features(module),
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "parameters": _count(module.parameters()),
+        "bias_parameters": _count(find_biases(module).values()),
+        "ssf_parameters": _ssf_parameters(module, blocks),
+        "lora_parameters_per_rank": _lora_parameters_per_rank(blocks),
         "image_px": height,
         "mean": list(config["mean"]),
         "std": list(config["std"]),
         "interpolation": config["interpolation"],
-        "license": config.get("license") or "",
+        "license": config.get("license") or NOT_STATED,
+        "layout": blocks[0].layout.value,
+        "prefix_tokens": blocks[0].prefix_tokens,
+        "post_norm": any(block.is_post_norm for block in blocks),
+        "has_qkv": all(block.qkv is not None for block in blocks),
+        "has_fc": all(block.fc1 is not None and block.fc2 is not None for block in blocks),
+        "has_attention_branch": all(block.attention_input is not None for block in blocks),
+        "prompts": all(block.takes_prompts for block in blocks),
+        "grid": all(block.grid is not None for block in blocks),
     }
+    if input_widths == widths:
+        del facts["input_widths"]
+    return facts
 
 
 def write_facts() -> None:
@@ -123,6 +191,36 @@ def write_facts() -> None:
     lines = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
     TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     logger.info("wrote %d networks to %s", len(rows), TABLE)
+
+
+def _runs(values: Iterable[int]) -> list[list[int]]:
+    return [[value, len(list(run))] for value, run in groupby(values)]
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _ssf_parameters(module: nn.Module, blocks: Sequence[ResidualBlock]) -> int | None:
+    operations = [find_patch_projection(module), find_final_norm(module)]
+    for block in blocks:
+        operations += [block.norm1, block.qkv, block.attn_proj, block.norm2, block.fc1, block.fc2]
+    channels = [_channels(operation) for operation in operations if operation is not None]
+    return 2 * sum(channels) if len(channels) == len(operations) else None
+
+
+def _channels(operation: nn.Module) -> int:
+    """Return the output channels of a linear layer, a convolution or a norm."""
+    weight = operation.weight
+    assert isinstance(weight, nn.Parameter), "norms of the known families have weights"
+    return int(weight.shape[0])
+
+
+def _lora_parameters_per_rank(blocks: Sequence[ResidualBlock]) -> int | None:
+    layers = [block.qkv for block in blocks]
+    if any(layer is None for layer in layers):
+        return None
+    return sum(layer.in_features + layer.out_features for layer in layers if layer is not None)
 
 
 if __name__ == "__main__":
