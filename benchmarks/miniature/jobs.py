@@ -119,8 +119,3 @@ def build_settings(
         loss_weight=loss_weight,
         temperature=temperature if method.loss.value == "kl" else None,
     )
-
-
-def read_method(job: Job) -> Method:
-    """Return the job's method."""
-    return get_method(job.method)

@@ -13,7 +13,8 @@ import timm
 import torch
 from PIL import Image
 
-from benchmarks.miniature.jobs import Job, read_method
+from benchmarks.miniature.jobs import Job
+from benchmarks.miniature.methods import get_method
 from benchmarks.miniature.probe import fit_probe
 from benchmarks.miniature.rows import Row
 from benchmarks.miniature.suite import Size, build_task
@@ -54,7 +55,7 @@ def measure(job: Job, *, cifar: Path | None, should_stop: Callable[[], bool]) ->
     counts = Size(settings.train, settings.val, max(settings.test, 1), epochs=0, batch_size=0)
     task = build_task(job.task, job.seed, counts, cifar)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if read_method(job).placement is None:
+    if get_method(job.method).placement is None:
         # Not the shared network, which training has cast to its own precision.
         figures = fit_probe(load_backbone(settings.student), task, device)
     else:
@@ -73,7 +74,7 @@ def measure(job: Job, *, cifar: Path | None, should_stop: Callable[[], bool]) ->
 def _train(
     job: Job, task: Task, device: torch.device, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    settings, method = job.settings, read_method(job)
+    settings, method = job.settings, get_method(job.method)
     assert settings.hidden_dim is not None
     assert settings.learning_rate is not None
     assert settings.weight_decay is not None
