@@ -6,7 +6,7 @@ from torch.utils.hooks import RemovableHandle
 
 from core.ml.adapters.base import AdapterSpec, BlockMethod
 from core.ml.adapters.bottleneck import Bottleneck
-from core.ml.adapters.stream import BranchInputs, add_to_output
+from core.ml.adapters.stream import change_mlp_branch
 from core.ml.backbones.blocks import ResidualBlock
 
 
@@ -27,8 +27,4 @@ class Parallel(BlockMethod):
         draws: torch.Generator | None,
     ) -> list[RemovableHandle]:
         """Hook the end of the MLP branch."""
-        inputs = BranchInputs()
-        return [
-            *inputs.watch_mlp(block),
-            add_to_output(block.drop_path2, adapter, spec.scale, inputs.take_mlp, draws),
-        ]
+        return change_mlp_branch(block, lambda y, branch: branch + spec.scale * adapter(y, draws))

@@ -1,12 +1,12 @@
 """The parallel shared adapter: one module beside attention and beside the MLP (paper, Sec. 3.2)."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from core.ml.adapters.base import AdapterSpec, BlockMethod
 from core.ml.adapters.bottleneck import Bottleneck
-from core.ml.adapters.stream import BranchInputs, add_to_output
+from core.ml.adapters.stream import change_attention_branch, change_mlp_branch
 from core.ml.backbones.blocks import ResidualBlock
 
 
@@ -27,10 +27,9 @@ class ParallelShared(BlockMethod):
         draws: torch.Generator | None,
     ) -> list[RemovableHandle]:
         """Hook the ends of both branches."""
-        inputs = BranchInputs()
-        return [
-            *inputs.watch_attention(block),
-            *inputs.watch_mlp(block),
-            add_to_output(block.drop_path1, adapter, spec.scale, inputs.take_attention, draws),
-            add_to_output(block.drop_path2, adapter, spec.scale, inputs.take_mlp, draws),
-        ]
+
+        def add(stream: Tensor, branch: Tensor) -> Tensor:
+            added: Tensor = branch + spec.scale * adapter(stream, draws)
+            return added
+
+        return [*change_attention_branch(block, add), *change_mlp_branch(block, add)]

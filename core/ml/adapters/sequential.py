@@ -1,13 +1,12 @@
 """The sequential adapter: after the block, with a residual of its own (paper, Sec. 3.2)."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from core.ml.adapters.base import AdapterSpec, BlockMethod
 from core.ml.adapters.bottleneck import Bottleneck
+from core.ml.adapters.stream import change_output
 from core.ml.backbones.blocks import ResidualBlock
 
 
@@ -28,9 +27,4 @@ class Sequential(BlockMethod):
         draws: torch.Generator | None,
     ) -> list[RemovableHandle]:
         """Hook the block's output."""
-
-        def extend(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-            extended: Tensor = output + adapter(output, draws)
-            return extended
-
-        return [block.module.register_forward_hook(extend)]
+        return [change_output(block, lambda z: z + adapter(z, draws))]

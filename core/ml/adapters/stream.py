@@ -1,72 +1,76 @@
-"""The residual stream of a block as adapters read it and add to it."""
+"""Change the residual stream of a block at its three points: both branches' ends and its output.
+
+Kinds of adapters see channels-last tensors here, whatever the family: (B, N, d) or (B, H, W, d).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from core.ml.backbones.blocks import ResidualBlock
 
+#: From the stream that a branch reads and what the branch would add to it, to what it shall add.
+BranchChange = Callable[[Tensor, Tensor], Tensor]
+
 _TOKENS_NDIM = 3
 
 
-class BranchInputs:
-    """Remembers, within one pass through a block, the residual stream that a branch reads.
+def change_attention_branch(block: ResidualBlock, change: BranchChange) -> list[RemovableHandle]:
+    """Replace what the attention branch adds by `change(x, branch)`, x the stream before it.
 
-    y, the input of the MLP branch, is what enters `norm2` in pre-norm blocks and `mlp` in post-norm
-    ones: in both, what enters whichever of the two runs first.
+    Both come after stochastic depth, and in the same shape.
     """
-
-    def __init__(self) -> None:
-        self._attention: Tensor | None = None
-        self._mlp: Tensor | None = None
-
-    def watch_attention(self, block: ResidualBlock) -> list[RemovableHandle]:
-        """Remember x, the block's input."""
-
-        def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._attention = inputs[0]
-
-        return [block.module.register_forward_pre_hook(remember)]
-
-    def watch_mlp(self, block: ResidualBlock) -> list[RemovableHandle]:
-        """Remember y, the stream after the attention branch was added."""
-
-        def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if self._mlp is None:
-                self._mlp = inputs[0]
-
-        return [part.register_forward_pre_hook(remember) for part in (block.norm2, block.mlp)]
-
-    def take_attention(self) -> Tensor:
-        """Return x and forget it."""
-        assert self._attention is not None, "drop_path1 ran outside its block"
-        taken, self._attention = self._attention, None
-        return taken
-
-    def take_mlp(self) -> Tensor:
-        """Return y and forget it."""
-        assert self._mlp is not None, "drop_path2 ran before norm2 and mlp"
-        taken, self._mlp = self._mlp, None
-        return taken
+    assert block.attention_input is not None, "kinds that need this branch refuse such networks"
+    assert block.drop_path1 is not None, "it ends the branch"
+    return _change_branch(block, block.attention_input, block.drop_path1, change)
 
 
-def add_to_output(
-    module: nn.Module,
-    adapter: nn.Module,
-    scale: float,
-    take_input: Callable[[], Tensor],
-    draws: torch.Generator | None = None,
-) -> RemovableHandle:
-    """Hook `module` to return its output plus `scale` times the adapter of `take_input()`."""
+def change_mlp_branch(block: ResidualBlock, change: BranchChange) -> list[RemovableHandle]:
+    """Replace what the MLP branch adds by `change(y, branch)`, y the stream before it.
 
-    def add(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        stream = take_input()
-        if stream.ndim == output.ndim == _TOKENS_NDIM:
-            stream = stream[:, : output.shape[1]]  # a trimmed block answers for its first token
-        added: Tensor = adapter(stream, draws)
-        return output + scale * added.reshape(output.shape)
+    Both come after stochastic depth, and in the same shape.
+    """
+    return _change_branch(block, block.mlp_input, block.drop_path2, change)
 
-    return module.register_forward_hook(add)
+
+def change_output(block: ResidualBlock, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Replace the block's output z by `change(z)`."""
+
+    def replace(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
+        stream, rest = (output[0], output[1:]) if block.returns_tuple else (output, ())
+        changed = _back(change(_channels_last(stream, block.channels_first)), block.channels_first)
+        return (changed, *rest) if block.returns_tuple else changed
+
+    return block.module.register_forward_hook(replace)
+
+
+def _change_branch(
+    block: ResidualBlock, reader: nn.Module, end: nn.Module, change: BranchChange
+) -> list[RemovableHandle]:
+    channels_first = block.branches_channels_first
+    read: list[Tensor] = []  # within one pass through the block
+
+    def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        read.append(inputs[0])
+
+    def replace(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        stream = _channels_last(read.pop(), channels_first)
+        branch = _channels_last(output, channels_first)
+        if stream.ndim == branch.ndim == _TOKENS_NDIM:
+            stream = stream[:, : branch.shape[1]]  # a trimmed block answers for its first token
+        return _back(change(stream.reshape(branch.shape), branch), channels_first)
+
+    return [
+        reader.register_forward_pre_hook(remember),
+        end.register_forward_hook(replace),
+    ]
+
+
+def _channels_last(x: Tensor, channels_first: bool) -> Tensor:  # noqa: FBT001
+    return x.permute(0, 2, 3, 1) if channels_first else x
+
+
+def _back(x: Tensor, channels_first: bool) -> Tensor:  # noqa: FBT001
+    return x.permute(0, 3, 1, 2) if channels_first else x
