@@ -130,7 +130,7 @@ def _run(jobs: list[Job], options: argparse.Namespace) -> None:
     if not missing:
         return
     # A service manager's way to stop is treated like a person's.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started_s = monotonic_s()
     with closing(run_jobs(missing, workers=options.workers, cifar=options.cifar)) as rows:
         for number, row in enumerate(rows, start=1):

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.miniature.methods import Method, get_method
+from benchmarks.miniature.methods import Method
 from benchmarks.miniature.suite import Size
 from core.catalog.pairs import STARTER_STUDENT, STARTER_TEACHER
 

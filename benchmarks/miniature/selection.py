@@ -17,7 +17,7 @@ from core.errors import InvalidError
 #: Draws the selection's images and weights; no reported row may have it.
 SELECTION_SEED = 1000
 
-#: Around the starter pair's own rates, 5e-3 of `sequential` and 2e-2 of `parallel` (docs/starter.md).
+#: Around the starter pair's own: 5e-3 of `sequential`, 2e-2 of `parallel` (docs/starter.md).
 RATES = {
     "S": (2.5e-3, 5e-3, 1e-2),
     "P": (1e-2, 2e-2, 4e-2),

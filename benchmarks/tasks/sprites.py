@@ -140,7 +140,7 @@ def _kite() -> F64:
 
 
 def _arrow() -> F64:
-    upper = [[1.3, 0.0], [0.2, 0.75], [0.2, 0.28], [-0.9, 0.28]]
+    upper = [[1.9, 0.0], [0.2, 0.65], [0.2, 0.25], [-0.4, 0.25]]
     lower = [[x, -y] for x, y in reversed(upper[1:])]
     return np.array(upper + lower, np.float64)
 

@@ -1,4 +1,4 @@
-"""Tasks: sizes, balance, and images that are what their labels say."""
+"""Tasks of real images: sizes, and images that are what their labels say."""
 
 import io
 import zipfile
@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from benchmarks.tasks import SPLITS, cifar10_1k, digits, orientation
+from benchmarks.tasks import SPLITS, cifar10_1k, digits
 
 
 class TestDigits:
@@ -37,21 +37,3 @@ class TestCifar:
         assert task.labels["val"].tolist() == [0, 1]
         assert task.images["test"].shape == (2, 4, 4, 3)
         assert (task.images["test"][..., 0] == 2).all()
-
-
-class TestOrientation:
-    def test_repeats_by_seed(self):
-        first, again = (orientation(3, train=8, val=4, test=4) for _ in range(2))
-        other = orientation(4, train=8, val=4, test=4)
-        np.testing.assert_array_equal(first.images["train"], again.images["train"])
-        assert not np.array_equal(first.images["train"], other.images["train"])
-
-    def test_classes_are_balanced(self):
-        task = orientation(train=120, val=12, test=24)
-        assert len(task.classes) == 12
-        assert np.bincount(task.labels["train"]).tolist() == [10] * 12
-
-    def test_splits_share_no_image(self):
-        task = orientation(train=30, val=30, test=30)
-        together = np.concatenate([task.images[split] for split in SPLITS])
-        assert len(np.unique(together.reshape(90, -1), axis=0)) == 90
