@@ -32,7 +32,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(train=320, val=80, test=500, epochs=10, batch_size=16),
+    "small": Size(train=240, val=80, test=500, epochs=8, batch_size=16),
     "full": Size(train=800, val=200, test=2000, epochs=100, batch_size=32),
 }
 
