@@ -102,7 +102,7 @@ def _needs_two_branches(backbone: BackboneFacts) -> str | None:
 
 
 def _needs_qkv(backbone: BackboneFacts) -> str | None:
-    if backbone.has_qkv:
+    if backbone.has_qkv and backbone.lora_parameters_per_rank is not None:
         return None
     return "it does not compute queries, keys and values by one linear layer that can be hooked"
 
@@ -191,7 +191,7 @@ _FACTS = (
         AdapterKind.LORA,
         "A low-rank update of the fused query-key-value weight.",
         "Hu et al. 2022; on the fused layer as in NOAH",
-        _per_block(lambda d, h: d * h + h * 3 * d),
+        lambda backbone, rank: rank * _known(backbone.lora_parameters_per_rank),
         hidden_dim_means="rank",
         hidden_dim=8,
         scale=1.0,

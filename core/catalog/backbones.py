@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.catalog.licenses import find_license_note
-from core.catalog.methods import AdapterKind
 from core.errors import InvalidError
-
-_BOTTLENECKS_PER_BLOCK = {
-    AdapterKind.SEQUENTIAL: 1,
-    AdapterKind.PARALLEL: 1,
-    AdapterKind.PARALLEL_SHARED: 1,  # one, used twice
-}
 
 TABLE = Path(__file__).with_name("backbones.json")
 
@@ -137,15 +130,6 @@ def find_backbone(name: str) -> BackboneFacts | None:
 def list_backbones() -> list[BackboneFacts]:
     """Return all facts in the order of the table."""
     return list(_table().values())
-
-
-def adapter_parameters(facts: BackboneFacts, kind: AdapterKind, hidden_dim: int) -> int:
-    """Return how many trainable numbers the adapters have: the sum over blocks of 2dh + h + d.
-
-    A bottleneck has two matrices and both biases.
-    """
-    one_each = sum(2 * width * hidden_dim + hidden_dim + width for width in facts.block_widths)
-    return _BOTTLENECKS_PER_BLOCK[kind] * one_each
 
 
 def head_parameters(facts: BackboneFacts, num_classes: int) -> int:

@@ -74,7 +74,7 @@ class AdapterMethod(ABC):
     is_random: ClassVar[bool] = False
     consistency_weight: ClassVar[float] = 0.0
 
-    def check(self, backbone: LoadedBackbone, spec: AdapterSpec) -> None:
+    def check(self, backbone: LoadedBackbone, spec: AdapterSpec) -> None:  # noqa: B027 - most kinds fit anywhere
         """Refuse a network that this kind has no place in.
 
         Raises:
@@ -201,3 +201,16 @@ def initialise_linears(module: nn.Module, generator: torch.Generator) -> None:
                 part.weight.normal_(0.0, INITIAL_STD, generator=generator)
                 if part.bias is not None:
                     part.bias.zero_()
+
+
+def refuse_unless(fits: bool, kind: AdapterKind, backbone: LoadedBackbone, reason: str) -> None:  # noqa: FBT001 - reads as a sentence
+    """Refuse a network that a kind has no place in.
+
+    Raises:
+        UnsupportedAdapterError: naming kind, family and reason, as the catalog does without torch.
+    """
+    if not fits:
+        family = type(backbone.module).__name__
+        raise UnsupportedAdapterError(
+            f"{kind.value} cannot be put into {family} ({backbone.name}): {reason}"
+        )

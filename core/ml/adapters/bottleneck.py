@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class Bottleneck(nn.Module):
-    """A(x) = W_up σ(W_down x + b_down) + b_up, with the exact (erf) GELU unless told otherwise.
+    """A(x) = W_up act(W_down x + b_down) + b_up, with the exact (erf) GELU unless told otherwise.
 
     The parameters are fp32 whatever the backbone is; they are rounded to the input's format for the
     arithmetic, so that small updates are not lost.
@@ -16,7 +16,7 @@ class Bottleneck(nn.Module):
     Args:
         width: channels d of input and output.
         hidden_dim: h, the dimensions between.
-        activation: σ.
+        activation: act.
         dropout: share of the hidden values that training drops, 0 to 1.
     """
 

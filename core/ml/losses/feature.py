@@ -101,7 +101,7 @@ def match_layer(layer: int, depth: int, other_depth: int) -> int:
 
 def as_tokens(hidden: Tensor, block: ResidualBlock) -> Tensor:
     """Return a block's output as (batch, tokens, width), whatever its layout."""
-    if getattr(block, "channels_first", False):
+    if block.channels_first:
         return hidden.flatten(2).transpose(1, 2)
     return hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # noqa: PLR2004 - a grid
 

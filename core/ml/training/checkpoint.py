@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
@@ -22,7 +22,7 @@ from core.ml.backbones.digest import compute_tensors_sha256
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 2
 _PATTERN = "checkpoint-*.safetensors"
 
@@ -46,6 +46,18 @@ class Snapshot:
     step: int
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
+
+
+class Checkpoints(Protocol):
+    """Where a run keeps its snapshots."""
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Keep a snapshot and return the file that it is in."""
+        ...
+
+    def find_latest(self) -> Snapshot | None:
+        """Return the newest snapshot of this run, or None."""
+        ...
 
 
 class CheckpointFolder:

@@ -12,7 +12,8 @@ from core.errors import InvalidError
 from core.ml.adapters.adapted import AdaptedModel
 from core.ml.backbones.load import LoadedBackbone
 from core.ml.losses.distillation import Distillation
-from core.ml.training.checkpoint import CheckpointFolder
+from core.ml.training.checkpoint import CheckpointFolder, Checkpoints
+from core.ml.training.collapse import find_collapse, label_entropy
 from core.ml.training.evaluate import Evaluation, evaluate
 from core.ml.training.observer import SilentObserver, TrainObserver
 from core.ml.training.optim import build_optimizer, set_learning_rate
@@ -28,6 +29,12 @@ class DivergedError(InvalidError):
     """The loss or a weight is no longer a finite number."""
 
     code = "diverged"
+
+
+class CollapsedError(DivergedError):
+    """The model gives the same answer for every image and no longer learns."""
+
+    code = "collapsed"
 
 
 class TrainingStoppedError(Exception):
@@ -48,6 +55,8 @@ class TrainResult:
         teacher_test: the teacher's.
         history: the figures of every epoch.
         steps: how many were taken.
+        collapsed_epoch: by which the student had stopped learning, see `collapse`; None if it
+            learnt to the end.
     """
 
     student: AdaptedModel
@@ -59,6 +68,7 @@ class TrainResult:
     teacher_test: Evaluation | None
     history: list[EpochMetrics]
     steps: int
+    collapsed_epoch: int | None = None
 
 
 def train(
@@ -70,6 +80,8 @@ def train(
     device: torch.device,
     observer: TrainObserver | None = None,
     checkpoint_dir: Path | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop_on_collapse: bool = False,
 ) -> TrainResult:
     """Train to the end, from the newest checkpoint if there is one.
 
@@ -85,9 +97,12 @@ def train(
         device: where to train.
         observer: watches and may interrupt.
         checkpoint_dir: where checkpoints are kept; None keeps none.
+        checkpoints: keeps them instead of a folder, for runs that are part of something larger.
+        stop_on_collapse: whether to give up as soon as the student has stopped learning.
 
     Raises:
         DivergedError: noticed at the end of an epoch.
+        CollapsedError: likewise, if asked for.
         TrainingStoppedError: the observer asked for it.
         CheckpointMismatchError: the folder holds another run.
         InvalidError: plan, data and backbones do not belong together.
@@ -95,13 +110,18 @@ def train(
     _check(plan, data, student, teacher)
     for backbone in {id(b): b for b in (student, teacher) if b is not None}.values():
         backbone.place(device=device, precision=plan.precision)
+    if checkpoint_dir is not None:
+        names = [b.weights_sha256 for b in (student, teacher) if b is not None]
+        fingerprint = plan.fingerprint(data.fingerprint, *names)
+        checkpoints = CheckpointFolder(checkpoint_dir, fingerprint)
     run = _Run(
         plan,
         data,
         student=student,
         teacher=teacher,
         observer=observer or SilentObserver(),
-        checkpoint_dir=checkpoint_dir,
+        checkpoints=checkpoints,
+        stop_on_collapse=stop_on_collapse,
     )
     return run.to_end()
 
@@ -117,12 +137,13 @@ class _Run:
         student: LoadedBackbone,
         teacher: LoadedBackbone | None,
         observer: TrainObserver,
-        checkpoint_dir: Path | None,
+        checkpoints: Checkpoints | None,
+        stop_on_collapse: bool,
     ) -> None:
         self.plan, self.data, self.observer = plan, data, observer
         self.device = data.train.labels.device
         self.trainees = [
-            Trainee(role, _build_model(plan, role, backbone))
+            Trainee(role, build_trainee_model(plan, role, backbone))
             for role, backbone in (("student", student), ("teacher", teacher))
             if backbone is not None
         ]
@@ -139,13 +160,12 @@ class _Run:
         self.train_step = TrainStep(plan, self.trainees[0], pair, distillation, optimizer)
         self.state = RunState(self.trainees, optimizer, build_loss_sums(self.device), bridges)
         self.steps_per_epoch = plan.steps_per_epoch(len(data.train))
-        self.checkpoints: CheckpointFolder | None = None
-        if checkpoint_dir is not None:
-            names = [data.fingerprint, *(t.model.backbone.weights_sha256 for t in self.trainees)]
-            self.checkpoints = CheckpointFolder(checkpoint_dir, plan.fingerprint(*names))
-            snapshot = self.checkpoints.find_latest()
-            if snapshot is not None:
-                self.state.restore(snapshot)
+        self.stop_on_collapse = stop_on_collapse
+        self.label_entropy = label_entropy(data.train.labels)
+        self.checkpoints = checkpoints
+        snapshot = checkpoints.find_latest() if checkpoints is not None else None
+        if snapshot is not None:
+            self.state.restore(snapshot)
 
     def to_end(self) -> TrainResult:
         while self.state.epochs_done < self.plan.total_epochs:
@@ -168,6 +188,7 @@ class _Run:
             teacher_test=test.get("teacher"),
             history=self.state.history,
             steps=self.state.step,
+            collapsed_epoch=self._find_collapse(),
         )
 
     def _run_epoch(self, epoch: int) -> None:
@@ -235,13 +256,26 @@ class _Run:
         state.loss_sums.zero_()
         state.epochs_done = epoch + 1
         self.observer.on_epoch(metrics)
+        if self.stop_on_collapse and self._find_collapse() is not None:
+            raise CollapsedError(
+                f"training collapsed by epoch {epoch + 1} at learning rate "
+                f"{self.plan.learning_rate:g}: the model answers the same for every image; lower "
+                "learning_rate, for example to a third"
+            )
+
+    def _find_collapse(self) -> int | None:
+        return find_collapse(
+            [metrics.ce_student for metrics in self.state.history],
+            entropy=self.label_entropy,
+            warmup_epochs=self.plan.warmup_epochs,
+        )
 
     def _check_finite(self, loss: float, epoch: int, lr: float) -> None:
         finite = torch.stack([torch.isfinite(p).all() for p in self.state.parameters().values()])
         if torch.isfinite(torch.tensor(loss)) and bool(finite.all()):
             return
         raise DivergedError(
-            f"training diverged in epoch {epoch} at learning rate {lr:.3g}: the loss or a "
+            f"training diverged in epoch {epoch + 1} at learning rate {lr:.3g}: the loss or a "
             "weight is not a finite number; lower learning_rate "
             f"(now {self.plan.learning_rate:g}), for example to a third"
         )
@@ -258,7 +292,8 @@ class _Run:
         return evaluations
 
 
-def _build_model(plan: TrainPlan, role: str, backbone: LoadedBackbone) -> AdaptedModel:
+def build_trainee_model(plan: TrainPlan, role: str, backbone: LoadedBackbone) -> AdaptedModel:
+    """Return the `student` or `teacher` of a run as it is before the first step."""
     seed = derive_seed(plan.seed, f"init/{role}")
     return AdaptedModel(backbone, plan.adapter_of(role), plan.num_classes, seed=seed)
 

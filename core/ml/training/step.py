@@ -164,7 +164,7 @@ class TrainStep:
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """Return (KL(p ‖ q) + KL(q ‖ p)) / 2 of two logits (batch, classes), averaged over the batch."""
+    """Return (KL(p ‖ q) + KL(q ‖ p)) / 2 of two logits (batch, classes), mean over the batch."""
     p, q = functional.log_softmax(first, dim=-1), functional.log_softmax(second, dim=-1)
     forward = functional.kl_div(q, p, reduction="batchmean", log_target=True)
     backward = functional.kl_div(p, q, reduction="batchmean", log_target=True)

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 
+from core.catalog.adapters import adapter_parameters
 from core.catalog.backbones import (
     TABLE,
     UnknownBackboneError,
-    adapter_parameters,
     find_backbone,
     get_backbone,
     head_parameters,

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from core.catalog.methods import AdapterKind, DistillationLoss, MethodType, Precision
+from core.catalog.methods import DistillationLoss, MethodType, Precision
 from core.errors import InvalidError
 from core.ml.adapters.adapted import AdaptedModel
 from core.ml.backbones.digest import compute_tensors_sha256
@@ -30,10 +30,12 @@ def name_of(result):
 
 
 class TestTrain:
-    @pytest.mark.parametrize("kind", list(AdapterKind))
+    @pytest.mark.parametrize("kind", ["sequential", "parallel", "parallel_shared"])
     @pytest.mark.parametrize("loss", list(DistillationLoss))
     def test_learns(self, pair, tiny_plan, tiny_data, kind, loss):
-        plan = tiny_plan(kind=kind, loss=loss, epochs=12, drop_path=0.0)
+        # The cosine's gradient grows as 1 / |logits|: at weight 1 it drowns a small network's own.
+        weight = 0.1 if loss is DistillationLoss.COSINE else 1.0
+        plan = tiny_plan(kind=kind, loss=loss, loss_weight=weight, epochs=12, drop_path=0.0)
         result = run(plan, tiny_data(train=48, val=24, test=24), pair)
         assert result.test.accuracy >= 0.75
         assert result.teacher_test.accuracy >= 0.75
@@ -180,7 +182,7 @@ class TestRefusals:
     def test_divergence_names_epoch_and_learning_rate(self, pair, tiny_plan, tiny_data):
         with torch.no_grad():
             pair[0].module.norm.weight[0] = math.inf
-        with pytest.raises(DivergedError, match=r"epoch 0 at learning rate 0\.02.*lower") as caught:
+        with pytest.raises(DivergedError, match=r"epoch 1 at learning rate 0\.02.*lower") as caught:
             run(tiny_plan(), tiny_data(), pair)
         assert caught.value.code == "diverged"
 
@@ -200,7 +202,7 @@ class TestRefusals:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "build_optimizer", keep)
-            with pytest.raises(DivergedError, match="epoch 2"):
+            with pytest.raises(DivergedError, match="epoch 3"):
                 run(tiny_plan(), tiny_data(), pair, observer=poison)
 
     def test_method_and_teacher_must_agree(self, pair, tiny_plan, tiny_data):

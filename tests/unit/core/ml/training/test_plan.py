@@ -49,8 +49,6 @@ class TestValidation:
             ("learning_rate", -1e-3),
             ("weight_decay", float("inf")),
             ("drop_path", 1.0),
-            ("loss_weight", -1.0),
-            ("temperature", 0.0),
         ],
     )
     def test_names_the_field(self, name, value):
