@@ -144,15 +144,19 @@ def list_names() -> list[str]:
 
 
 def read_facts(name: str) -> dict[str, Any]:
-    """Return the facts of one network as JSON values.
+    """Return the facts of one network as JSON values."""
+    with torch.device("meta"):
+        return describe_network(timm.create_model(name, pretrained=False, num_classes=0))
+
+
+def describe_network(module: nn.Module) -> dict[str, Any]:
+    """Return the facts of a network without a classifier as JSON values.
 
     Lists with a number for every block are written as runs of equal ones, [value, blocks].
     """
-    with torch.device("meta"):
-        module = timm.create_model(name, pretrained=False, num_classes=0)
     config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment] # a plain dict
     channels, height, width = config["input_size"]
-    assert channels == 3 and height == width, name  # noqa: PLR2004, PT018 - square colour input
+    assert channels == 3 and height == width  # noqa: PLR2004, PT018 - square colour input
     blocks = find_blocks(module)
     widths = [block.width for block in blocks]
     input_widths = [block.input_width for block in blocks]
