@@ -176,7 +176,7 @@ def _describe(
         prefix_tokens=_prefix_tokens(backbone) if shape.layout is StreamLayout.TOKENS else 0,
         grid=_grid(backbone, name, image_px) if shape.is_ordered else None,
         is_post_norm=shape.is_post_norm,
-        takes_prompts=shape.takes_prompts,
+        takes_prompts=shape.takes_prompts and getattr(backbone, "rope", None) is None,
         heads=_heads(attn),
         attention_input=attention_input,
         mlp_input=mlp_input,
@@ -224,11 +224,13 @@ def _heads(attn: nn.Module | None) -> int:
 
 def _grid(backbone: nn.Module, name: str, image_px: int) -> tuple[int, int] | None:
     """Return rows and columns from timm's own list of strides, by block or by stage."""
-    first_number = re.search(r"\d+", name)
-    assert first_number is not None, "blocks are numbered"
-    strides = getattr(backbone, "feature_info")  # noqa: B009 - nn.Module types every attribute
-    stride = int(strides[int(first_number[0])]["reduction"])
-    return None if image_px % stride else (image_px // stride, image_px // stride)
+    number = re.search(r"\d+", name)
+    assert number is not None, "blocks are numbered, and in pyramids their stages come first"
+    for stage in getattr(backbone, "feature_info"):  # noqa: B009 - nn.Module types every attribute
+        if stage["module"].rpartition(".")[2] == number[0]:
+            side, rest = divmod(image_px, int(stage["reduction"]))
+            return None if rest else (side, side)
+    return None
 
 
 def _linear(parent: nn.Module | None, name: str) -> nn.Linear | None:

@@ -28,8 +28,8 @@ class BlockShape:
             Otherwise it is what enters `norm1`.
         returns_tuple: whether the block returns (stream, something else).
         is_ordered: whether tokens lie row by row, as in the image.
-        takes_prompts: whether further tokens may be put behind the prefix tokens: positions are
-            added once in front of the blocks, and attention sees all tokens alike.
+        takes_prompts: whether further tokens may be put behind the prefix tokens: attention sees
+            all tokens alike, unless the network gives it rotary positions.
     """
 
     layout: StreamLayout = _TOKENS
@@ -47,8 +47,8 @@ _VIT_BLOCKS = {
     "vision_transformer.ResPostBlock": BlockShape(is_post_norm=True, takes_prompts=True),
 }
 _EVA_BLOCKS = {
-    "eva.EvaBlock": BlockShape(),
-    "eva.EvaBlockPostNorm": BlockShape(is_post_norm=True),
+    "eva.EvaBlock": BlockShape(takes_prompts=True),
+    "eva.EvaBlockPostNorm": BlockShape(is_post_norm=True, takes_prompts=True),
 }
 # In DaViT a convolution is added to the stream in front of each branch, within the block.
 _DAVIT_SHAPE = BlockShape(_NCHW, reads_block_input=False)

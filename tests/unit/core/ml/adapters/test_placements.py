@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
@@ -13,9 +12,6 @@ from core.ml.adapters.base import AdapterSpec
 from core.ml.adapters.drop_path import drop_path_rates, sample_drop_path
 from core.ml.adapters.inject import attached
 from core.ml.adapters.last_block import find_trimmable_block
-from core.ml.adapters.registry import ADAPTER_METHODS
-from core.ml.backbones.blocks import UnsupportedBackboneError, find_blocks
-from core.ml.backbones.load import wrap_backbone
 
 KINDS = [AdapterKind.SEQUENTIAL, AdapterKind.PARALLEL, AdapterKind.PARALLEL_SHARED]
 FAMILIES = ["vit", "vit_avg", "swin", "swinv2"]
@@ -220,44 +216,3 @@ class TestTrimming:
     @pytest.mark.parametrize("family", ["vit_avg", "swin", "swinv2"])
     def test_only_where_the_class_token_is_all_that_counts(self, tiny_backbone, family):
         assert find_trimmable_block(tiny_backbone(family).module) is None
-
-
-class TestFindBlocks:
-    def test_swin_blocks_have_the_width_of_their_stage(self, tiny_backbone):
-        assert tiny_backbone("swin").block_widths == (12, 12, 24, 24)
-
-    @pytest.mark.parametrize(
-        ("name", "reason"),
-        [
-            ("resnet18", "ResNet has no transformer block"),
-            ("mixer_s16_224", "MlpMixer has no transformer block"),
-            ("xcit_nano_12_p16_224", "Xcit: block .* parts besides attention and MLP"),
-            ("hiera_tiny_224", "Hiera: block .* parts besides attention and MLP"),
-        ],
-    )
-    def test_refuses_other_families_and_says_why(self, name, reason):
-        with torch.device("meta"):
-            module = timm.create_model(name, num_classes=0)
-        with pytest.raises(UnsupportedBackboneError, match=reason):
-            find_blocks(module)
-
-    @pytest.mark.parametrize(
-        "name",
-        ["beit_base_patch16_224", "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224"],
-    )
-    def test_other_families_run_in_every_placement(self, name):
-        module = timm.create_model(name, num_classes=0).eval()
-        backbone = wrap_backbone(module, name)
-        assert len(backbone.blocks) == 12
-        generator = torch.Generator().manual_seed(0)
-        px = module.pretrained_cfg["input_size"][-1]
-        images = torch.randn(1, 3, px, px, generator=generator)
-
-        with torch.no_grad():
-            plain = module(images)
-            for kind in KINDS:
-                spec = AdapterSpec(kind, 2, 0.5)
-                with attached(backbone, ADAPTER_METHODS[kind].build(backbone, spec), spec):
-                    adapted = module(images)
-                assert adapted.shape == plain.shape
-                assert not torch.allclose(adapted, plain, atol=1e-3)
