@@ -6,10 +6,11 @@ Needs the catalog only, so the control role checks names and sizes without loadi
 import math
 import re
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from api.schemas.jobs import (
     DistillationRequest,
+    FigureRequest,
     JobRequest,
     MethodRequest,
     TrainableByRole,
@@ -23,6 +24,7 @@ from core.catalog.backbones import (
     head_parameters,
     list_backbones,
 )
+from core.catalog.figures import FIGURES, FigureName
 from core.catalog.methods import AdapterKind, MethodType, Recipe
 from core.catalog.pairs import PAIRS, PairDefaults
 from core.errors import FieldError, InvalidError
@@ -64,6 +66,7 @@ def resolve(request: JobRequest) -> JobSpec:
         if warmup_epochs > epochs:
             message = f"{warmup_epochs} epochs of warm-up do not fit into {epochs} epochs"
             errors.append(FieldError("/hyperparameters/warmup_epochs", message, "out_of_range"))
+    figures = _resolve_figures(request.figures, errors)
     if errors:
         raise _invalid(errors)
     assert student is not None, "an unknown student is an error"
@@ -87,6 +90,7 @@ def resolve(request: JobRequest) -> JobSpec:
         drop_path=_first(given.drop_path, 0.0),
         precision="auto" if given.precision is None else given.precision.value,
         seed=request.seed,
+        figures=figures,
     )
 
 
@@ -212,6 +216,27 @@ def _check_official(request: JobRequest, errors: list[FieldError]) -> None:
         if given not in (None, value):
             message = f"the official recipe fixes it at {value}; leave it out or use 'default'"
             errors.append(FieldError(f"/hyperparameters/{name}", message, "recipe_conflict"))
+
+
+def _resolve_figures(wanted: list[FigureRequest], errors: list[FieldError]) -> list[dict[str, Any]]:
+    """Return every figure with the options that were given for it."""
+    figures: dict[str, dict[str, Any]] = {}
+    for index, request in enumerate(wanted):
+        pointer, name = f"/figures/{index}", request.name
+        if name not in set(FigureName):
+            message = f"there is no figure {name!r}; allowed: {_quoted(figure.value for figure in FigureName)}"
+            errors.append(FieldError(pointer, message, "unknown_figure"))
+            continue
+        if name in figures:
+            message = f"{name!r} is asked for twice; a model has one figure of each name"
+            errors.append(FieldError(pointer, message, "duplicate"))
+            continue
+        options = request.model_dump(exclude={"name"}, exclude_none=True)
+        for option in options.keys() - FIGURES[FigureName(name)].options.keys():
+            message = f"the figure {name!r} has no such option"
+            errors.append(FieldError(f"{pointer}/{option}", message, "not_allowed"))
+        figures[name] = {"name": name, **options}
+    return list(figures.values())
 
 
 def _count_one(spec: JobSpec, name: str, num_classes: int) -> TrainableParameters:

@@ -23,12 +23,14 @@ import torch
 
 from core.clock import monotonic_s
 from core.errors import AppError, InvalidError
+from core.ml.data.manifest import load_manifest
 from core.ml.export.bundle import save_bundle
 from core.ml.export.card import build_card
 from core.ml.training.checkpoint import CheckpointMismatchError
 from core.ml.training.determinism import make_deterministic
 from core.ml.training.loop import TrainingStoppedError, TrainResult, train
 from core.ml.training.run_state import EpochMetrics
+from worker.artifacts import write_artifacts
 from worker.build import Training, build_training
 from worker.child import listen_for_stop, read_request, send, send_failure
 
@@ -162,6 +164,15 @@ def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> None:
         message = "the checkpoint was made on other hardware or by another release; starting over"
         send({"type": "log", "level": "warning", "message": message})
         result = _train(training, reporter, checkpoints)
+    write_artifacts(
+        workdir / "out",
+        training=training,
+        result=result,
+        baseline=None,
+        manifest=load_manifest(Path(request["dataset"]["manifest"])),
+        figures=request["spec"].get("figures", []),
+        seed=plan.seed,
+    )
     reporter.on_export()
     metrics = _export(request, training, result, workdir / "out")
     send({"type": "done", "metrics": metrics})
@@ -204,7 +215,7 @@ def _restore_checkpoint(request: dict[str, Any], folder: Path) -> None:
 def _export(
     request: dict[str, Any], training: Training, result: TrainResult, out: Path
 ) -> dict[str, Any]:
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     metrics = build_metrics(result)
     teacher = training.teacher
     bundle = save_bundle(

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from core.catalog.figures import EVALUATION_FILE, FIGURES_DIR
 from core.clock import monotonic_s
 from core.platform.datasets import repository as datasets
 from core.platform.db.tables import ModelRow
@@ -240,4 +241,19 @@ class TrainingAttempt:
             card_sha256=store.put_file(out / "README.md").sha256,
             classes=config["classes"],
             metrics=done["metrics"],
+            evaluation_sha256=store.put_file(out / EVALUATION_FILE).sha256,
+            figures=self._store_figures(out / FIGURES_DIR),
         )
+
+    def _store_figures(self, folder: Path) -> dict[str, object] | None:
+        """Store the figures that were asked for; return what the model's row says of them."""
+        figures: dict[str, object] = {}
+        for path in sorted(folder.glob("*.json")):
+            document, png = json.loads(path.read_text()), path.with_suffix(".png")
+            figures[path.stem] = {
+                "status": document["status"],
+                "reason": document.get("reason"),
+                "json_sha256": self._runtime.store.put_file(path).sha256,
+                "png_sha256": self._runtime.store.put_file(png).sha256 if png.exists() else None,
+            }
+        return figures or None

@@ -47,6 +47,26 @@ AutoInt = Annotated[Annotated[int, Field(strict=True)] | None, *AUTO]
 AutoFloat = Annotated[Annotated[float, Field(strict=True, allow_inf_nan=False)] | None, *AUTO]
 
 
+class _NameAloneSchema:
+    """Shows in the documentation that a name may stand for an object with nothing else in it."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
+
+
+def _object_of_name(value: Any) -> Any:  # noqa: ANN401
+    return {"name": value} if isinstance(value, str) else value
+
+
+#: Marks an object with a `name` as one that may be given by that name alone.
+NAME_ALONE = (BeforeValidator(_object_of_name), _NameAloneSchema())
+
+#: Name of an image in a dataset: its path inside the archive.
+ItemName = Annotated[str, Field(min_length=1, max_length=1000, pattern=METADATA_VALUE_PATTERN)]
+
+
 def _printable(value: str) -> str:
     if not value.isprintable():
         raise ValueError("control characters are not allowed")

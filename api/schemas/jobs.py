@@ -9,8 +9,10 @@ from api.schemas.fields import (
     AUTO,
     METADATA_KEY_PATTERN,
     METADATA_VALUE_PATTERN,
+    NAME_ALONE,
     AutoFloat,
     AutoInt,
+    ItemName,
     Seed,
     Slug,
     to_unix_s,
@@ -83,6 +85,17 @@ class HyperparametersRequest(_Request):
     augmentation: Literal["none"] = "none"
 
 
+class FigureRequest(_Request):
+    """A figure to draw after training; its name alone will do."""
+
+    name: str = Field(description="A name from GET /v1/fine_tuning/methods.")
+    item: ItemName | None = Field(
+        None,
+        description="Of `attention_map`: name of the image in the dataset. Absent: the first "
+        "image of the test split, else of validation.",
+    )
+
+
 class JobRequest(_Request):
     """A fine-tuning job to run."""
 
@@ -108,6 +121,11 @@ class JobRequest(_Request):
     recipe: Recipe = Recipe.DEFAULT
     hyperparameters: HyperparametersRequest = Field(default_factory=HyperparametersRequest)
     compare_baseline: Literal[False] = False
+    figures: list[Annotated[FigureRequest, *NAME_ALONE]] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Drawn after training and served under /v1/models/{model}/figures.",
+    )
 
 
 class JobProgress(BaseModel):

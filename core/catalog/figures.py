@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+#: What the trainer leaves in its output folder beside the model: the evaluation, and for each
+#: figure NAME.json and, where it could be drawn, NAME.png.
+EVALUATION_FILE = "evaluation.json"
+FIGURES_DIR = "figures"
+
 
 class FigureName(StrEnum):
     """A figure that the worker draws after training."""

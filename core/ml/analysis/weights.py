@@ -28,8 +28,9 @@ class LayerWeights:
     Attributes:
         layer: index of the block, from 0.
         part: which side of the bottleneck.
-        width: channels d of the residual stream.
-        hidden_dim: dimensions h between.
+        width: channels on the wide side of the matrix: those of the residual stream, d, but for
+            the up side of a kind that feeds a wider layer.
+        hidden_dim: dimensions on its narrow side.
         matrices: how many matrices there are; more than one where a block has several bottlenecks.
         trained: (n,).
         initial: the same entries before training, (n,).

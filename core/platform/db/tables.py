@@ -110,6 +110,10 @@ class ModelRow(Base):
     card_sha256: Mapped[str] = mapped_column(_SHA256)
     classes: Mapped[list[str]]
     metrics: Mapped[JsonObject]
+    #: null in models of the first release, which were not evaluated
+    evaluation_sha256: Mapped[str | None] = mapped_column(_SHA256, default=None)
+    #: name of a figure -> its status, reason, json_sha256 and png_sha256; null where none was asked
+    figures: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
 
 

@@ -1,6 +1,6 @@
 """A job's specification with every default resolved: what was asked for, reproducible for ever."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 
@@ -28,6 +28,7 @@ class JobSpec:
         drop_path: stochastic depth of the deepest block.
         precision: `auto`, `fp32` or `bf16`; `auto` is decided where the job runs and recorded.
         seed: of everything random in training.
+        figures: what to draw after it, each a name (`core.catalog.figures`) with its options.
     """
 
     method: str
@@ -49,6 +50,7 @@ class JobSpec:
     drop_path: float
     precision: str
     seed: int
+    figures: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that is stored."""

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from core.ml.analysis.agreement import compare
 from core.ml.analysis.arrays import rounded, rounded_or_none
-from core.ml.analysis.figures.base import Data, Drawing, NotAvailableError, Options
+from core.ml.analysis.figures.base import Data, NotAvailableError, Options
 from core.ml.analysis.figures.style import (
     COLOURS,
+    Drawing,
     count_epochs_on,
     new_figure,
     percent,

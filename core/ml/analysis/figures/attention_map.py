@@ -5,19 +5,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional
 
 from core.ml.analysis.arrays import rounded, rounded_list
 from core.ml.analysis.attention import NoAttentionMapError, read_attention
-from core.ml.analysis.figures.base import Data, Drawing, NotAvailableError, Options
-from core.ml.analysis.figures.style import class_labels, new_figure, percent, shorten
+from core.ml.analysis.figures.base import Data, NotAvailableError, Options
+from core.ml.analysis.figures.style import Drawing, class_labels, new_figure, percent, shorten
 from core.ml.analysis.inputs import AnalysisInputs, Role
 from core.types import Split
 
 #: Side of a picture in pixels; the images may be smaller.
 _DRAWN_PX = 384
+_COLOURS = "inferno"
 _TITLES = {
     Role.STUDENT.value: "student",
     Role.TEACHER.value: "teacher",
@@ -98,19 +101,14 @@ def draw(data: Data, pixels: dict[str, NDArray[np.uint8]]) -> Figure:
     axes[0].set_title(f"{shorten(data['item'], 36)}\ntrue class: {names[data['true']]}")
     for panel, (role, network) in zip(axes[1:], networks.items(), strict=True):
         panel.imshow(_enlarge(pixels[role]))
-        heat = panel.imshow(
-            scale_map(np.array(network["weights"]), _DRAWN_PX),
-            cmap="inferno",
-            vmin=0,
-            vmax=1,
-            alpha=0.55,
-        )
+        heat = scale_map(np.array(network["weights"]), _DRAWN_PX)
+        panel.imshow(heat, cmap=_COLOURS, vmin=0, vmax=1, alpha=0.55)
         panel.set_title(
             f"{_TITLES[role]}\n{names[network['predicted']]} ({percent(network['confidence'])})"
         )
-    bar = figure.colorbar(heat, ax=list(axes), shrink=0.75, pad=0.02, ticks=[0, 1])
+    scale = ScalarMappable(Normalize(0, 1), _COLOURS)
+    bar = figure.colorbar(scale, ax=list(axes), shrink=0.75, pad=0.02, ticks=[0, 1])
     bar.ax.set_yticklabels(["least", "most"])
-    bar.solids.set_alpha(1.0)
     figure.suptitle(
         "Attention of the class token in the last block, mean over the heads "
         f"({data['split']} split)"

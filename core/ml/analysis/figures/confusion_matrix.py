@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from core.ml.analysis.classification import confusion_matrix, most_confused
-from core.ml.analysis.figures.base import Data, Drawing, Options
-from core.ml.analysis.figures.style import class_labels, new_figure, percent
+from core.ml.analysis.figures.base import Data, Options
+from core.ml.analysis.figures.style import Drawing, class_labels, new_figure, percent
 from core.ml.analysis.inputs import AnalysisInputs, Role
 
 _LISTED = 20

@@ -6,11 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from core.ml.analysis.arrays import rounded_or_none
-from core.ml.analysis.figures.base import Data, Drawing, NotAvailableError, Options
+from core.ml.analysis.figures.base import Data, NotAvailableError, Options
 from core.ml.analysis.figures.style import (
     COLOURS,
     FROZEN_COLOUR,
     LABELS,
+    Drawing,
     count_epochs_on,
     new_figure,
 )

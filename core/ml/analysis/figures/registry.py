@@ -2,19 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from core.catalog.figures import FigureName, FigureStatus
-from core.ml.analysis.figures.base import Drawing, NotAvailableError, Options
-from core.ml.analysis.figures.style import styled, to_png
+from core.ml.analysis.figures.base import NotAvailableError, Options
 from core.ml.analysis.inputs import AnalysisInputs
 
 logger = logging.getLogger(__name__)
 
 FIGURE_VERSION = 1
+_PACKAGE = "core.ml.analysis.figures"
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,13 @@ def build_figure(name: FigureName, inputs: AnalysisInputs, options: Options) -> 
         inputs: the run.
         options: what `core.catalog.figures` lists for it.
     """
-    build: Callable[[AnalysisInputs, Options], Drawing]
     try:
-        build = import_module(f"core.ml.analysis.figures.{name.value}").build
-        with styled():
-            drawing = build(inputs, options)
-            png = to_png(drawing.figure)
+        # Not before: matplotlib is loaded for those who want a figure.
+        style = import_module(f"{_PACKAGE}.style")
+        module = import_module(f"{_PACKAGE}.{name.value}")
+        with style.styled():
+            drawing = module.build(inputs, options)
+            png: bytes = style.to_png(drawing.figure)
         body = {"status": FigureStatus.READY.value, "data": drawing.data}
         return BuiltFigure(name, FigureStatus.READY, "", _document(name, body), png)
     except NotAvailableError as error:

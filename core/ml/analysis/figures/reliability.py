@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from core.ml.analysis.evaluation import build_calibration
-from core.ml.analysis.figures.base import Data, Drawing, Options
-from core.ml.analysis.figures.style import COLOURS, new_figure
+from core.ml.analysis.figures.base import Data, Options
+from core.ml.analysis.figures.style import COLOURS, Drawing, new_figure
 from core.ml.analysis.inputs import AnalysisInputs, Role
 
 _GAP_COLOUR = "#D55E00"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
+from core.ml.analysis.figures.base import Data
 from core.ml.analysis.inputs import Role
 
 DPI = 120
@@ -48,6 +50,19 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "text.parse_math": False,  # a class may be called "$5"
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure as data and as a picture.
+
+    Attributes:
+        data: JSON values: everything that the picture shows, and more.
+        figure: the picture, not yet rendered.
+    """
+
+    data: Data
+    figure: Figure
 
 
 @contextmanager

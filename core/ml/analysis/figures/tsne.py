@@ -17,8 +17,8 @@ from core.ml.analysis.embedding import (
     find_perplexity,
     measure_separation,
 )
-from core.ml.analysis.figures.base import Data, Drawing, NotAvailableError, Options
-from core.ml.analysis.figures.style import class_labels, new_figure, spread_colours
+from core.ml.analysis.figures.base import Data, NotAvailableError, Options
+from core.ml.analysis.figures.style import Drawing, class_labels, new_figure, spread_colours
 from core.ml.analysis.inputs import AnalysisInputs, Role
 from core.ml.analysis.predictions import extract_features, extract_frozen_features
 from core.ml.training.seeds import derive_seed

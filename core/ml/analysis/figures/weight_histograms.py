@@ -13,8 +13,8 @@ from core.ml.analysis.distributions import (
     compare_shapes,
     measure_dispersion,
 )
-from core.ml.analysis.figures.base import Data, Drawing, NotAvailableError, Options
-from core.ml.analysis.figures.style import COLOURS, LABELS, new_figure
+from core.ml.analysis.figures.base import Data, NotAvailableError, Options
+from core.ml.analysis.figures.style import COLOURS, LABELS, Drawing, new_figure
 from core.ml.analysis.inputs import AnalysisInputs, Role
 from core.ml.analysis.weights import (
     PARTS,
@@ -54,7 +54,9 @@ def build(inputs: AnalysisInputs, _options: Options) -> Drawing:
             layers[role] = found
     if not layers:
         names = ", ".join(sorted(set(kinds.values())))
-        raise NotAvailableError(f"adapters of the kind {names} have no matrices W_down and W_up")
+        raise NotAvailableError(
+            f"adapters of the kind {names} have no W_down and W_up in every layer"
+        )
     data = build_data(layers)
     for role, model in inputs.models.items():
         if role in layers:
