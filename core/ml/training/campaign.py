@@ -213,7 +213,7 @@ class _Runner:
                 again = dataclasses.replace(self._plan_of(twin_plan, twin), seed=seed)
                 runs[-1]["baseline"] = self._show(self._run_guarded(again, f"{name} baseline"))
         if twin is not None:
-            self._summary["baseline"] = runs[0]["baseline"] | {"gain": _gain(runs[0])}
+            self._summary["baseline"] = runs[0]["baseline"] | {"gain": gain_over_baseline(runs[0])}
         if campaign.seeds > 1:
             self._summary["seeds"] = {"runs": runs, **_spread(runs)}
         self._summary["learning_rate"] = first.learning_rate
@@ -395,7 +395,7 @@ def _search_epochs(plan: TrainPlan) -> int:
     return min(plan.epochs, max(_MIN_SEARCH_EPOCHS, round(plan.epochs / _SEARCH_SHARE)))
 
 
-def _gain(run: Mapping[str, Any]) -> dict[str, float | None]:
+def gain_over_baseline(run: Mapping[str, Any]) -> dict[str, float | None]:
     """Return accuracy minus the twin's, signed, as shares; None where one was not measured."""
     twin = run["baseline"]
     return {
@@ -421,7 +421,7 @@ def _spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
             rows[f"baseline_{split}_accuracy"] = [
                 run["baseline"][f"{split}_accuracy"] for run in runs
             ]
-            rows[f"{split}_gain"] = [_gain(run)[split] for run in runs]
+            rows[f"{split}_gain"] = [gain_over_baseline(run)[split] for run in runs]
     spread = {}
     for name, values in rows.items():
         known = [value for value in values if value is not None]

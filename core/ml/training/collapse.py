@@ -15,6 +15,7 @@ from torch import Tensor
 PATIENCE = 3
 _NEAR = 0.98
 _PROGRESS = 0.01
+_EXPLODED = 1.25
 
 
 def label_entropy(labels: Tensor) -> float:
@@ -28,22 +29,28 @@ def label_entropy(labels: Tensor) -> float:
     return float(-(frequencies * frequencies.log()).sum())
 
 
-def find_collapse(losses: Sequence[float], *, entropy: float, warmup_epochs: int) -> int | None:
+def find_collapse(
+    losses: Sequence[float], *, entropy: float, num_classes: int, warmup_epochs: int
+) -> int | None:
     """Return the epoch (from 0) by which a run had collapsed, or None.
 
     Collapsed is a run that, for `PATIENCE` epochs in a row after the warm-up, does no better on its
-    training images than a constant answer (98 % of its loss) and gains less than 1 % of it.
+    training images than a constant answer (98 % of its loss), and either gains less than 1 % of
+    that or is far worse than an untrained head (125 % of ln C). A slow run, which comes down from
+    ln C epoch by epoch, is neither.
 
     Args:
         losses: the student's mean cross-entropy in each epoch so far, in nats.
         entropy: from `label_entropy`.
+        num_classes: C.
         warmup_epochs: epochs at the start that prove nothing.
     """
     for last in range(warmup_epochs + PATIENCE - 1, len(losses)):
         window = losses[last - PATIENCE + 1 : last + 1]
         if not all(map(math.isfinite, window)):
             return last
-        stuck = min(window) >= _NEAR * entropy
-        if stuck and window[0] - window[-1] < _PROGRESS * entropy:
+        gained = window[0] - window[-1] >= _PROGRESS * entropy
+        exploded = window[-1] > _EXPLODED * math.log(num_classes)
+        if min(window) >= _NEAR * entropy and (exploded or not gained):
             return last
     return None

@@ -267,6 +267,7 @@ class _Run:
         return find_collapse(
             [metrics.ce_student for metrics in self.state.history],
             entropy=self.label_entropy,
+            num_classes=self.plan.num_classes,
             warmup_epochs=self.plan.warmup_epochs,
         )
 
