@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import connection
 from multiprocessing.synchronize import Event
@@ -25,7 +25,9 @@ class _Worker:
     cifar: Path | None = None
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int, cifar: Path | None) -> Iterator[Row]:
+def run_jobs(
+    jobs: Sequence[Job], *, workers: int, cifar: Path | None
+) -> Generator[Row, None, None]:
     """Yield the row of every job as soon as it is known, started in the order given.
 
     Closing the iterator, or an exception in it, stops the workers within a training step (a linear

@@ -21,12 +21,12 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    *lines, _ = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             row = None
         if not isinstance(row, dict):
             raise InvalidError(f"line {number} of {path} is no result; mend it or remove the line")

@@ -5,13 +5,14 @@ the highest mean validation accuracy over the tasks is the placement's, for plai
 alike; among equals the one with the lower mean validation loss.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
 from benchmarks.miniature.jobs import SELECTION, Job, build_settings
 from benchmarks.miniature.methods import PLACEMENTS, Method
 from benchmarks.miniature.rows import Row
-from benchmarks.miniature.suite import Size
+from benchmarks.miniature.suite import TASKS, Size
 from core.errors import InvalidError
 
 #: Draws the selection's images and weights; no reported row may have it.
@@ -40,35 +41,47 @@ def build_selection_job(task: str, placement: str, rate: float, size: Size) -> J
     return Job(SELECTION, task, method.name, SELECTION_SEED, settings)
 
 
-def choose_rates(rows: dict[str, Row], tasks: Sequence[str], size: Size) -> dict[str, float]:
+def list_selected_tasks(rows: Mapping[str, Row], size: Size) -> list[str]:
+    """Return the tasks of which any run of the grid is known."""
+    return [task for task in TASKS if any(j.key in rows for j in list_selection_jobs([task], size))]
+
+
+def choose_rates(
+    rows: Mapping[str, Row], size: Size, *, needed: Sequence[str] = ()
+) -> dict[str, float]:
     """Return the learning rate of each placement.
+
+    Every task that the grid was run on has its say, whichever tasks are then measured.
 
     Args:
         rows: every row by its job's key.
-        tasks: whose validation accuracies decide.
         size: of the runs.
+        needed: tasks that must be among those that decide.
 
     Raises:
         InvalidError: runs of the grid are missing.
     """
-    missing = [job for job in list_selection_jobs(tasks, size) if job.key not in rows]
+    tasks = list_selected_tasks(rows, size)
+    wanted = {*tasks, *needed} or set(TASKS)
+    missing = [job for job in list_selection_jobs(sorted(wanted), size) if job.key not in rows]
     if missing:
         raise InvalidError(
-            f"{len(missing)} runs of the learning-rate grid are not in the results file; first run "
-            "`python -m benchmarks.miniature select` with the same --out, --size and --tasks"
+            f"{len(missing)} runs of the learning-rate grid are not in the results file "
+            f"({', '.join(sorted({job.task for job in missing}))}); first run "
+            "`python -m benchmarks.miniature select` with the same --out, --size and --cifar"
         )
     return {
         placement: max(
-            RATES[placement], key=lambda rate: _score(rows, tasks, placement, rate, size)
+            RATES[placement], key=lambda rate: score_rate(rows, tasks, placement, rate, size)
         )
         for placement in PLACEMENTS
     }
 
 
-def _score(
-    rows: dict[str, Row], tasks: Sequence[str], placement: str, rate: float, size: Size
+def score_rate(
+    rows: Mapping[str, Row], tasks: Sequence[str], placement: str, rate: float, size: Size
 ) -> tuple[float, float]:
     """Return mean validation accuracy, then minus the mean loss; a diverged run counts as 0."""
     own = [rows[build_selection_job(task, placement, rate, size).key] for task in tasks]
     accuracy = mean(row.get("val", 0.0) for row in own)
-    return accuracy, -mean(row.get("val_loss", float("inf")) for row in own)
+    return accuracy, -mean(row.get("val_loss", math.inf) for row in own)

@@ -123,4 +123,4 @@ def _distance(thing: Thing, x: F64, y: F64) -> F64:
     inradius = thing.radius * np.sqrt(np.pi / (corners * np.tan(np.pi / corners)))
     normals = thing.angle + 2 * np.pi * np.arange(corners) / corners
     sides = [across * np.cos(a) + down * np.sin(a) - inradius for a in normals]
-    return np.stack(sides).max(axis=0)
+    return np.asarray(np.stack(sides).max(axis=0))

@@ -159,7 +159,7 @@ def _contours(rng: np.random.Generator) -> F64:
     height = _band_noise(rng, rng.uniform(36, 56), 0.35) * rng.uniform(0.8, 1.4)
     slope = np.hypot(*np.gradient(height)) + 1e-3
     distance = np.abs((height + 0.5) % 1 - 0.5) / slope
-    return np.clip(1.5 - distance, 0, 1)
+    return np.asarray(np.clip(1.5 - distance, 0, 1))
 
 
 #: Class name → pattern, in label order.
@@ -186,7 +186,7 @@ def _segment(x: F64, y: F64, end: F64) -> F64:
     """Return a stroke of about two pixels from the origin to `end` (2,), in 0..1."""
     along = np.clip((x * end[0] + y * end[1]) / (end @ end), 0, 1)
     far = np.hypot(x - along * end[0], y - along * end[1])
-    return np.clip(1.5 - far, 0, 1)
+    return np.asarray(np.clip(1.5 - far, 0, 1))
 
 
 def _band_noise(rng: np.random.Generator, wavelength: float, width: float) -> F64:
