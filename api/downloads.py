@@ -14,7 +14,14 @@ _REFUSALS = {
 
 
 def send_blob(
-    request: Request, store: BlobStore, sha256: str, *, media_type: str, file_name: str
+    request: Request,
+    store: BlobStore,
+    sha256: str,
+    *,
+    media_type: str,
+    file_name: str,
+    inline: bool = False,
+    vary: str = "",
 ) -> Response:
     """Return the answer that sends a blob; its digest is a strong ETag.
 
@@ -24,14 +31,22 @@ def send_blob(
         sha256: which one.
         media_type: what it is.
         file_name: what a browser shall call it.
+        inline: whether a browser shall show it rather than save it.
+        vary: request headers that chose this blob among others, for caches.
     """
     etag = f'"{sha256}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    headers = {"ETag": etag, "Cache-Control": "no-cache", **({"Vary": vary} if vary else {})}
     known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in known or f"W/{etag}" in known or "*" in known:
         return Response(status_code=304, headers=headers)
     path = store.fetch(sha256)
-    return _BlobResponse(path, media_type=media_type, filename=file_name, headers=headers)
+    return _BlobResponse(
+        path,
+        media_type=media_type,
+        filename=file_name,
+        headers=headers,
+        content_disposition_type="inline" if inline else "attachment",
+    )
 
 
 class _BlobResponse(FileResponse):

@@ -16,9 +16,9 @@ from api.schemas.jobs import (
     TrainableByRole,
     TrainableParameters,
 )
+from core.catalog.adapters import adapter_parameters
 from core.catalog.backbones import (
     BackboneFacts,
-    adapter_parameters,
     find_backbone,
     get_backbone,
     head_parameters,
@@ -224,7 +224,8 @@ def _resolve_figures(wanted: list[FigureRequest], errors: list[FieldError]) -> l
     for index, request in enumerate(wanted):
         pointer, name = f"/figures/{index}", request.name
         if name not in set(FigureName):
-            message = f"there is no figure {name!r}; allowed: {_quoted(figure.value for figure in FigureName)}"
+            allowed = _quoted(figure.value for figure in FigureName)
+            message = f"there is no figure {name!r}; allowed: {allowed}"
             errors.append(FieldError(pointer, message, "unknown_figure"))
             continue
         if name in figures:

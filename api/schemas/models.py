@@ -4,7 +4,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
+from core.catalog.figures import FigureName, FigureStatus
 from core.platform.db.tables import ModelRow
+from core.platform.models.figures import StoredFigure
 
 
 class AdapterFile(BaseModel):
@@ -42,6 +44,41 @@ class Model(BaseModel):
             adapter=AdapterFile(sha256=row.adapter_sha256, size_bytes=row.adapter_bytes),
             created_at=int(row.created_at),
         )
+
+
+class FigureLinks(BaseModel):
+    """Where a figure's forms are."""
+
+    json_: str = Field(alias="json")
+    png: str | None = Field(description="Null where there is no picture.")
+
+
+class Figure(BaseModel):
+    """A figure that the job asked for."""
+
+    object: Literal["model.figure"] = "model.figure"
+    name: FigureName
+    status: FigureStatus
+    reason: str | None = Field(description="Why there is no picture; null where there is one.")
+    links: FigureLinks
+
+    @classmethod
+    def from_stored(cls, stored: StoredFigure, *, url: str) -> Self:
+        """Show a figure that is served at `url`."""
+        return cls(
+            name=stored.name,
+            status=stored.status,
+            reason=stored.reason,
+            links=FigureLinks(json=f"{url}.json", png=f"{url}.png" if stored.png_sha256 else None),
+        )
+
+
+class FigureList(BaseModel):
+    """The figures of a model, all of them."""
+
+    object: Literal["list"] = "list"
+    data: list[Figure]
+    has_more: Literal[False] = False
 
 
 class ClassScore(BaseModel):

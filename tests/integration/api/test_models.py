@@ -18,7 +18,7 @@ def model_id(rig: Rig) -> ModelId:
     return publish_model(rig)
 
 
-def publish_model(rig: Rig, *, name: str = "flowers") -> ModelId:
+def publish_model(rig: Rig, *, name: str = "flowers", **columns: object) -> ModelId:
     """Go from an upload to a published model as a worker would."""
     dataset_id = rig.upload()
     rig.finish_validation()
@@ -40,6 +40,7 @@ def publish_model(rig: Rig, *, name: str = "flowers") -> ModelId:
             card_sha256=store.put_bytes(b"# flowers\n").sha256,
             classes=["class0", "class1"],
             metrics={"test": {"accuracy": 0.9}},
+            **columns,
         )
         repository.publish(session, claim, model)
     return ModelId(model.id)

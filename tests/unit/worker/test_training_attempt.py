@@ -73,7 +73,16 @@ def workdir(tmp_path: Path) -> Path:
         json.dumps({"backbone": {"name": "starter"}, "classes": ["a", "b"]})
     )
     (out / "README.md").write_text("card")
+    (out / "evaluation.json").write_text('{"split": "test"}')
     return out.parent
+
+
+def draw(workdir: Path, name: str, document: dict[str, str], png: bytes | None = None) -> None:
+    folder = workdir / "out" / "figures"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(document))
+    if png is not None:
+        (folder / f"{name}.png").write_bytes(png)
 
 
 def conclude(attempt: TrainingAttempt, workdir: Path, *, time_to_fence_s: float = 100) -> None:
@@ -115,6 +124,31 @@ class TestPublish:
         assert runtime.store.fetch(model.card_sha256).read_text() == "card"
         assert (model.adapter_bytes, model.classes) == (7, ["a", "b"])
         assert job_of(runtime.database, model.job_id).state == "succeeded"
+
+    def test_evaluation_and_figures_are_stored_with_it(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        draw(workdir, "reliability", {"status": "ready"}, b"picture")
+        draw(workdir, "agreement", {"status": "not_available", "reason": "no teacher"})
+        conclude(attempt, workdir)
+        (model,) = models_of(runtime.database)
+        fetch = runtime.store.fetch
+        assert fetch(model.evaluation_sha256).read_text() == '{"split": "test"}'
+        assert model.figures.keys() == {"reliability", "agreement"}
+        ready, missing = model.figures["reliability"], model.figures["agreement"]
+        assert (ready["status"], ready["reason"]) == ("ready", None)
+        assert fetch(ready["png_sha256"]).read_bytes() == b"picture"
+        assert json.loads(fetch(ready["json_sha256"]).read_text()) == {"status": "ready"}
+        assert (missing["status"], missing["reason"]) == ("not_available", "no teacher")
+        assert missing["png_sha256"] is None
+        assert json.loads(fetch(missing["json_sha256"]).read_text())["reason"] == "no teacher"
+
+    def test_a_job_that_asks_for_no_figure_has_none(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        conclude(attempt, workdir)
+        (model,) = models_of(runtime.database)
+        assert model.figures is None
 
     def test_a_transaction_that_breaks_before_its_commit_is_tried_again(
         self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
