@@ -17,7 +17,7 @@ from torch import nn
 class Tiny:
     """How to build one: a timm name or a function, what to make smaller, the side of its images."""
 
-    source: str | Callable[[], nn.Module]
+    source: str | Callable[[int], nn.Module]
     image_px: int
     blocks: int
     options: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +33,7 @@ _HIERA = {"embed_dim": 16, "stages": (1, 2, 1, 1)}
 _CONVNEXT = {"dims": (8, 16, 16, 24), "depths": (1, 2, 1, 1)}
 
 
-def _maxvit(*, nchw: bool) -> nn.Module:
+def _maxvit(num_classes: int, *, nchw: bool) -> nn.Module:
     return MaxxVit(
         MaxxVitCfg(
             embed_dim=(8, 16),
@@ -45,15 +45,15 @@ def _maxvit(*, nchw: bool) -> nn.Module:
             ),
         ),
         img_size=64,
-        num_classes=0,
+        num_classes=num_classes,
     )
 
 
-def _mvitv2(*, cls: bool) -> nn.Module:
+def _mvitv2(num_classes: int, *, cls: bool) -> nn.Module:
     return MultiScaleVit(
         MultiScaleVitCfg(depths=(1, 2, 2), embed_dim=8, num_heads=1, use_cls_token=cls),
         img_size=(64, 64),
-        num_classes=0,
+        num_classes=num_classes,
     )
 
 
@@ -101,23 +101,26 @@ TINY = {
 }
 
 
-def build_family(family: str) -> nn.Module:
+def build_family(family: str, num_classes: int = 0) -> nn.Module:
     """Return a random network of a family in eval mode, with every weight off its initial value."""
-    tiny = TINY[family]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        size = {"input_size": (3, tiny.image_px, tiny.image_px)}
-        if callable(tiny.source):
-            module = tiny.source()
-            module.pretrained_cfg = {**size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-        else:
-            module = timm.create_model(
-                tiny.source, num_classes=0, pretrained_cfg_overlay=size, **tiny.options
-            )
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return module.eval()
+        network = create(family, num_classes)
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+def create(family: str, num_classes: int) -> nn.Module:
+    tiny = TINY[family]
+    size = {"input_size": (3, tiny.image_px, tiny.image_px)}
+    if callable(tiny.source):
+        network = tiny.source(num_classes)
+        network.pretrained_cfg = {**size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        return network
+    return timm.create_model(
+        tiny.source, num_classes=num_classes, pretrained_cfg_overlay=size, **tiny.options
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -138,5 +141,19 @@ def network(family: str) -> nn.Module:
 
 
 @pytest.fixture
-def build_network() -> Callable[[str], nn.Module]:
+def build_network() -> Callable[..., nn.Module]:
     return build_family
+
+
+@pytest.fixture
+def registered(family: str) -> str:
+    """A name under which timm builds the family's smallest instance."""
+    name = f"tiny_{family}"
+    if not timm.is_model(name):
+
+        def entrypoint(*, num_classes: int = 7, **_: object) -> nn.Module:
+            return create(family, num_classes)
+
+        entrypoint.__name__ = name
+        timm.models.register_model(entrypoint)
+    return name
