@@ -24,6 +24,7 @@ from core.errors import InvalidError, TooLargeError
 from core.ml.adapters.adapted import AdaptedModel, check_adapter_state, check_finite
 from core.ml.adapters.base import AdapterSpec
 from core.ml.adapters.shapes import adapter_shapes
+from core.ml.backbones.load import LoadedBackbone, WeightsMismatchError
 
 ADAPTER_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.json"
@@ -31,7 +32,8 @@ FORMAT_VERSION = 1
 
 _MAX_HEADER_BYTES = 2**20
 _MAX_CONFIG_BYTES = 8 * 2**20
-_MAX_ADAPTER_BYTES = 2**30
+#: Large enough for all weights of a ViT-H, which the kind `full` stores.
+_MAX_ADAPTER_BYTES = 4 * 2**30
 _LENGTH_BYTES = 8
 
 
@@ -212,6 +214,40 @@ def parse_bundle(adapter: bytes, config: bytes) -> Bundle:
         sha256=hashlib.sha256(adapter).hexdigest(),
         config=fields,
     )
+
+
+def check_weights(bundle: Bundle, backbone: LoadedBackbone) -> None:
+    """Refuse a network whose weights are not those that a stored model was trained on.
+
+    Raises:
+        WeightsMismatchError: naming both.
+    """
+    wanted = bundle.backbone
+    if wanted.weights_sha256 != backbone.weights_sha256:
+        raise WeightsMismatchError(
+            f"this model was trained on {wanted.name} with weights "
+            f"{wanted.weights_sha256[:12]}…, but the weights here are "
+            f"{backbone.weights_sha256[:12]}…; install the file that it was trained on"
+        )
+
+
+def restore_model(bundle: Bundle, backbone: LoadedBackbone) -> AdaptedModel:
+    """Put a stored model's adapters and head on its network, ready to answer.
+
+    Args:
+        bundle: the stored model.
+        backbone: its network, in any number format and on any device.
+
+    Raises:
+        WeightsMismatchError: the network's weights are not those that it was trained on.
+        AdapterStateError: the stored tensors do not fit it.
+        UnsupportedAdapterError: the kind has no place in it.
+    """
+    check_weights(bundle, backbone)
+    model = AdaptedModel(backbone, bundle.spec, len(bundle.classes), seed=0)
+    model.load_adapter_state(bundle.state)
+    model.requires_grad_(requires_grad=False)
+    return model
 
 
 def _read_backbone(fields: Mapping[str, Any]) -> BundleBackbone:

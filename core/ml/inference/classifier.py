@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from core.catalog.methods import Precision
 from core.errors import InvalidError
 from core.ml.adapters.adapted import AdaptedModel
-from core.ml.backbones.load import LoadedBackbone, WeightsMismatchError, load_backbone
+from core.ml.backbones.load import LoadedBackbone, load_backbone
 from core.ml.backbones.normalise import normalise_images
-from core.ml.export.bundle import Bundle
+from core.ml.export.bundle import Bundle, check_weights, restore_model
 
 BATCH_IMAGES = 64
 CACHE_BYTES = 256 * 2**20
@@ -107,22 +107,14 @@ class Classifier:
 
     def _get_model(self, bundle: Bundle, backbone: LoadedBackbone) -> AdaptedModel:
         """Return the model ready to run; the caller holds the backbone's lock."""
-        wanted = bundle.backbone
-        if wanted.weights_sha256 != backbone.weights_sha256:
-            raise WeightsMismatchError(
-                f"this model was trained on {wanted.name} with weights "
-                f"{wanted.weights_sha256[:12]}…, but the weights here are "
-                f"{backbone.weights_sha256[:12]}…; install the file that it was trained on"
-            )
-        key = (wanted.name, bundle.sha256)
+        check_weights(bundle, backbone)
+        key = (bundle.backbone.name, bundle.sha256)
         with self._lock:
             model = self._models.get(key)
             if model is not None:
                 self._models.move_to_end(key)
                 return model
-        model = AdaptedModel(backbone, bundle.spec, len(bundle.classes), seed=0)
-        model.load_adapter_state(bundle.state)
-        model.requires_grad_(requires_grad=False)
+        model = restore_model(bundle, backbone)
         with self._lock:
             self._models[key] = model
             while len(self._models) > 1 and self._cached_bytes() > self._cache_bytes:
