@@ -114,7 +114,7 @@ def _collect_models(result: TrainResult, baseline: TrainResult | None) -> dict[R
     models = {
         Role.STUDENT: result.student,
         Role.TEACHER: result.teacher,
-        Role.BASELINE: baseline and baseline.student,
+        Role.BASELINE: baseline.student if baseline is not None else None,
     }
     return {role: model for role, model in models.items() if model is not None}
 

@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.catalog.methods import AdapterKind, DistillationLoss, MethodType, Recipe
+from core.catalog.methods import (
+    AdapterKind,
+    DistillationLoss,
+    FeatureTokens,
+    KlDirection,
+    MethodType,
+)
+from core.ml.adapters.base import AdapterSpec
 from core.ml.backbones.load import LoadedBackbone, load_backbone
 from core.ml.backbones.precision import resolve_device, resolve_precision
 from core.ml.data.cache import cache_name, open_cache
 from core.ml.data.manifest import Manifest, load_manifest
+from core.ml.losses.spec import DistillationSpec
+from core.ml.training.campaign import CampaignPlan
 from core.ml.training.plan import TrainPlan, build_plan
 from core.ml.training.resident import ResidentData, ResidentSplit, build_split
 from core.platform.datasets.archive import ArchiveLimits
@@ -36,10 +45,10 @@ class MadeCache:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Everything that `core.ml.training.loop.train` needs.
+    """Everything that `core.ml.training.campaign.run_campaign` needs.
 
     Attributes:
-        plan: every hyperparameter.
+        campaign: every hyperparameter, and which runs to do.
         student: its frozen backbone.
         teacher: likewise; None for plain adapter-tuning.
         data: the images in memory.
@@ -48,7 +57,7 @@ class Training:
         made_caches: what other jobs on this dataset can use.
     """
 
-    plan: TrainPlan
+    campaign: CampaignPlan
     student: LoadedBackbone
     teacher: LoadedBackbone | None
     data: ResidentData
@@ -90,7 +99,12 @@ def build_training(
         fingerprint=f"{manifest.digest} {request['job_id']}",
     )
     return Training(
-        plan=_build_plan(spec, len(manifest.classes), device),
+        campaign=CampaignPlan(
+            plan=_build_plan(spec, len(manifest.classes), device),
+            search=spec.search_learning_rate,
+            compare_baseline=spec.compare_baseline,
+            seeds=spec.seeds,
+        ),
         student=student,
         teacher=teacher,
         data=data,
@@ -115,11 +129,28 @@ def _build_plan(spec: JobSpec, num_classes: int, device: torch.device) -> TrainP
         warmup_epochs=spec.warmup_epochs,
         drop_path=spec.drop_path,
         seed=spec.seed,
-        loss=DistillationLoss(spec.loss),
-        loss_weight=spec.loss_weight,
-        temperature=spec.temperature,
-        recipe=Recipe(spec.recipe),
+        distillation=DistillationSpec(
+            loss=DistillationLoss(spec.loss),
+            weight=spec.loss_weight,
+            temperature=spec.temperature,
+            squared_temperature=spec.squared_temperature,
+            direction=KlDirection(spec.direction),
+            detach_teacher=spec.detach_teacher,
+            layers=None if spec.layers is None else tuple(spec.layers),
+            tokens=FeatureTokens(spec.tokens),
+        ),
+        teacher_adapter=_build_teacher_adapter(spec),
+        recipe=spec.recipe,
     )
+
+
+def _build_teacher_adapter(spec: JobSpec) -> AdapterSpec | None:
+    if spec.teacher_adapter_kind is None:
+        return None
+    assert spec.teacher_hidden_dim is not None, "set with the kind"
+    assert spec.teacher_scale is not None, "set with the kind"
+    kind = AdapterKind(spec.teacher_adapter_kind)
+    return AdapterSpec(kind, spec.teacher_hidden_dim, spec.teacher_scale)
 
 
 def _open_caches(

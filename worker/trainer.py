@@ -26,9 +26,10 @@ from core.errors import AppError, InvalidError
 from core.ml.data.manifest import load_manifest
 from core.ml.export.bundle import save_bundle
 from core.ml.export.card import build_card
+from core.ml.training.campaign import CampaignResult, Stage, run_campaign
 from core.ml.training.checkpoint import CheckpointMismatchError
 from core.ml.training.determinism import make_deterministic
-from core.ml.training.loop import TrainingStoppedError, TrainResult, train
+from core.ml.training.loop import TrainingStoppedError, TrainResult
 from core.ml.training.run_state import EpochMetrics
 from worker.artifacts import write_artifacts
 from worker.build import Training, build_training
@@ -39,16 +40,10 @@ _LIBRARIES = ("torch", "timm", "numpy", "pillow", "safetensors")
 
 
 class Reporter:
-    """Watches a run for the supervisor (`core.ml.training.loop.TrainObserver`)."""
+    """Watches a campaign for the supervisor (`core.ml.training.campaign.CampaignObserver`)."""
 
     def __init__(
-        self,
-        *,
-        outbox: Path,
-        stop: threading.Event,
-        checkpoint_interval_s: float,
-        steps_per_epoch: int,
-        total_epochs: int,
+        self, *, outbox: Path, stop: threading.Event, checkpoint_interval_s: float
     ) -> None:
         """Start the clocks.
 
@@ -56,21 +51,30 @@ class Reporter:
             outbox: where checkpoints lie until the supervisor has stored them.
             stop: set when the supervisor asks to hand the job back.
             checkpoint_interval_s: least time between two checkpoints; 0 makes one after every step.
-            steps_per_epoch: to tell the epoch from the step.
-            total_epochs: cooldown included.
         """
         self._outbox = outbox
         self._stop = stop
         self._checkpoint_interval_s = checkpoint_interval_s
-        self._steps_per_epoch = steps_per_epoch
-        self._total_epochs = total_epochs
         self._started_s = monotonic_s()
         self._first_step: int | None = None
         self._checkpoint_s = self._started_s
         self._progress_s = 0.0
+        self._stage: Stage | None = None
         self._last_epoch: dict[str, Any] = {}
         self._last_step: dict[str, Any] = {}
         outbox.mkdir(exist_ok=True)
+
+    def on_stage(self, stage: Stage) -> None:
+        """Say in the log which run begins, where there are several."""
+        is_first = self._stage is None
+        self._stage = stage
+        self._last_epoch = {}
+        if not (is_first and stage.is_main):
+            send({"type": "log", "message": f"{stage.name} begins", "data": {"run": stage.name}})
+
+    def on_note(self, message: str, data: dict[str, Any]) -> None:
+        """Pass a sentence on to the job's log."""
+        send({"type": "log", "message": message, "data": data})
 
     def on_step(self, step: int, total_steps: int) -> None:
         """Send progress, at most twice a second."""
@@ -82,10 +86,14 @@ class Reporter:
         self._progress_s = now_s
         done = step - self._first_step
         eta_s = (now_s - self._started_s) / done * (total_steps - step) if done else None
+        assert self._stage is not None, "a run begins before its steps"
+        step_of_run = step - self._stage.steps_before
+        epoch = (step_of_run - 1) // self._stage.steps_per_epoch + 1
         self._last_step = {
+            "run": self._stage.name,
             # The epoch that is being worked on, from 1, as people count.
-            "epoch": min((step - 1) // self._steps_per_epoch + 1, self._total_epochs),
-            "total_epochs": self._total_epochs,
+            "epoch": min(epoch, self._stage.total_epochs),
+            "total_epochs": self._stage.total_epochs,
             "step": step,
             "total_steps": total_steps,
             "percent": round(100 * step / total_steps, 1),
@@ -94,11 +102,12 @@ class Reporter:
         self._send_progress("training")
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
-        """Send the figures of an epoch, and show them with the next progress."""
+        """Send the figures of an epoch of the main run, and show them with the next progress."""
         figures = {**metrics.to_json(), "epoch": metrics.epoch + 1}
         shown = ("train_loss", "val_accuracy", "teacher_val_accuracy")
         self._last_epoch = {name: figures[name] for name in shown}
-        send({"type": "epoch", "metrics": figures})
+        if self._stage is not None and self._stage.is_main:
+            send({"type": "epoch", "metrics": figures})
 
     def on_export(self) -> None:
         """Send that training is over; where it stood stays in the job's progress for good."""
@@ -141,20 +150,15 @@ def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> None:
     make_deterministic(training.device)
     checkpoints = workdir / "checkpoints"
     _restore_checkpoint(request, checkpoints)
-    plan = training.plan
+    precision = training.campaign.plan.precision.value
     reporter = Reporter(
         outbox=workdir / "outbox",
         stop=stop,
         checkpoint_interval_s=request["checkpoint_interval_s"],
-        steps_per_epoch=plan.steps_per_epoch(len(training.data.train)),
-        total_epochs=plan.total_epochs,
     )
-    send(
-        {
-            "type": "log",
-            "message": f"training on {training.device} in {plan.precision.value}",
-            "data": {"device": str(training.device), "precision": plan.precision.value},
-        }
+    reporter.on_note(
+        f"training on {training.device} in {precision}",
+        {"device": str(training.device), "precision": precision},
     )
     try:
         result = _train(training, reporter, checkpoints)
@@ -167,20 +171,20 @@ def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> None:
     write_artifacts(
         workdir / "out",
         training=training,
-        result=result,
-        baseline=None,
+        result=result.main,
+        baseline=result.baseline,
         manifest=load_manifest(Path(request["dataset"]["manifest"])),
         figures=request["spec"].get("figures", []),
-        seed=plan.seed,
+        seed=result.plan.seed,
     )
     reporter.on_export()
     metrics = _export(request, training, result, workdir / "out")
     send({"type": "done", "metrics": metrics})
 
 
-def _train(training: Training, reporter: Reporter, checkpoints: Path) -> TrainResult:
-    return train(
-        training.plan,
+def _train(training: Training, reporter: Reporter, checkpoints: Path) -> CampaignResult:
+    return run_campaign(
+        training.campaign,
         training.data,
         student=training.student,
         teacher=training.teacher,
@@ -213,16 +217,16 @@ def _restore_checkpoint(request: dict[str, Any], folder: Path) -> None:
 
 
 def _export(
-    request: dict[str, Any], training: Training, result: TrainResult, out: Path
+    request: dict[str, Any], training: Training, result: CampaignResult, out: Path
 ) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    metrics = build_metrics(result)
+    metrics = build_metrics(result.main) | dict(result.summary)
     teacher = training.teacher
     bundle = save_bundle(
         out,
-        result.student,
+        result.main.student,
         classes=list(training.classes),
-        recipe=training.plan.to_json(),
+        recipe=result.plan.to_json(),
         metrics=metrics,
         versions=library_versions(),
         teacher=None

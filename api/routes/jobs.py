@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from api.deps import DatabaseDep, DoorbellDep, ReferencePath, require_json
 from api.idempotency import REPLAYED_HEADER, IdempotencyKey, create_once, digest_request
-from api.job_requests import build_slug, count_frozen, count_steps, count_trainable, resolve
+from api.job_requests.counts import count_frozen, count_steps, count_trainable
+from api.job_requests.resolve import build_slug, resolve
 from api.pagination import LogPageDep, Page, PageDep
 from api.schemas.jobs import (
     EpochMetrics,
@@ -22,6 +23,7 @@ from api.schemas.jobs import (
     TrainableByRole,
 )
 from api.schemas.problems import problems
+from core.catalog.backbones import get_backbone
 from core.clock import now_s
 from core.errors import FieldError, InvalidError, NotFoundError
 from core.platform.datasets.repository import get_dataset
@@ -144,6 +146,7 @@ def _estimate(database: DatabaseDep, wanted: JobRequest, spec: JobSpec) -> JobEs
         dataset = _find_dataset(session, wanted.dataset_id)
     repository.check_usable(dataset)
     is_ready = dataset.state == DatasetState.READY
+    facts = [get_backbone(name) for name in (spec.student, spec.teacher) if name is not None]
     return JobEstimate(
         name=wanted.name or build_slug(dataset.name),
         dataset_id=dataset.id,
@@ -152,6 +155,10 @@ def _estimate(database: DatabaseDep, wanted: JobRequest, spec: JobSpec) -> JobEs
         trainable_parameters=count_trainable(spec, len(dataset.classes)) if is_ready else None,
         frozen_parameters=count_frozen(spec),
         steps=count_steps(spec, _count_train_images(dataset)) if is_ready else None,
+        licenses={network.name: network.license for network in facts},
+        license_notes=[
+            f"{network.name}: {network.license_note}" for network in facts if network.license_note
+        ],
     )
 
 

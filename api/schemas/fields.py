@@ -1,9 +1,16 @@
 """Field types that several requests and answers share."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -45,6 +52,25 @@ AUTO = (BeforeValidator(_none_of_auto), _AutoSchema())
 
 AutoInt = Annotated[Annotated[int, Field(strict=True)] | None, *AUTO]
 AutoFloat = Annotated[Annotated[float, Field(strict=True, allow_inf_nan=False)] | None, *AUTO]
+
+
+def _rate_or_auto(value: Any) -> Any:  # noqa: ANN401
+    if value is None or value == "auto":
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:  # NaN is refused here too
+        raise ValueError("must be a number above 0, to 1, or 'auto'")
+    return float(value)
+
+
+#: A learning rate, or `"auto"`, which is not the same as leaving it out: it asks for a search.
+RateOrAuto = Annotated[
+    float | Literal["auto"] | None,
+    PlainValidator(_rate_or_auto),
+    WithJsonSchema(
+        {"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 1}]}
+    ),
+]
 
 
 class _NameAloneSchema:

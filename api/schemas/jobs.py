@@ -13,11 +13,21 @@ from api.schemas.fields import (
     AutoFloat,
     AutoInt,
     ItemName,
+    RateOrAuto,
     Seed,
     Slug,
     to_unix_s,
 )
-from core.catalog.methods import AdapterKind, DistillationLoss, MethodType, Precision, Recipe
+from core.catalog.methods import (
+    AdapterKind,
+    DistillationLoss,
+    FeatureTokens,
+    KlDirection,
+    MethodType,
+    Precision,
+    Recipe,
+)
+from core.catalog.recipes import DATASET_RECIPES
 from core.platform.db.tables import JobEpochRow, JobEventRow, JobRow
 from core.types import JobState
 
@@ -44,11 +54,14 @@ class _Request(BaseModel):
 class AdapterRequest(_Request):
     """The adapter of both models."""
 
-    kind: Annotated[AdapterKind | None, *AUTO] = Field(
-        None, description="Where it sits in a block."
+    kind: Annotated[AdapterKind | None, *AUTO] = Field(None, description="What is trained.")
+    hidden_dim: AutoInt = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Bottleneck width, rank or number of prompt tokens, as the kind defines it.",
     )
-    hidden_dim: AutoInt = Field(None, ge=1, description="Bottleneck width, at most the block's.")
-    scale: AutoFloat = Field(None, gt=0, le=100, description="Of the parallel kinds.")
+    scale: AutoFloat = Field(None, gt=0, le=100, description="Of the kinds that have a fixed one.")
 
 
 class DistillationRequest(_Request):
@@ -57,6 +70,28 @@ class DistillationRequest(_Request):
     loss: DistillationLoss = DistillationLoss.MSE
     weight: Annotated[float, _Number] = Field(1.0, ge=0, le=1e4)
     temperature: Annotated[float, _Number] = Field(5.0, gt=0, le=1e3, description="Of `kl`.")
+    squared_temperature: bool = Field(
+        default=False,
+        description="Of `kl`: multiply by temperature², as textbooks do and the paper not.",
+    )
+    direction: str = Field(
+        KlDirection.TEACHER_STUDENT.value,
+        description="Of `kl`: KL(teacher ‖ student), or the other way round.",
+        json_schema_extra={"enum": [direction.value for direction in KlDirection]},
+    )
+    detach_teacher: bool = Field(
+        default=False,
+        description="The teacher learns nothing from this loss; in the paper it does.",
+    )
+    layers: list[Annotated[int, Field(strict=True, ge=0)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Of `feature`: the student's blocks to compare, from 0. Absent: the last.",
+    )
+    tokens: FeatureTokens = Field(
+        FeatureTokens.CLS, description="Of `feature`: the class token (or the mean), or every one."
+    )
 
 
 class MethodRequest(_Request):
@@ -67,15 +102,26 @@ class MethodRequest(_Request):
     student: str | None = Field(None, description="timm name, instead of `pair`.")
     teacher: str | None = Field(None, description="timm name; only with `student`.")
     adapter: AdapterRequest = Field(default_factory=AdapterRequest)
+    teacher_adapter: AdapterRequest | None = Field(
+        None, description="Of the teacher, only for `idat`. Absent: the same as the student's."
+    )
     distillation: DistillationRequest | None = Field(None, description="Only for `idat`.")
 
 
 class HyperparametersRequest(_Request):
-    """The schedule. `auto`, or leaving a field out, takes the pair's default."""
+    """The schedule.
+
+    `auto`, or leaving a field out, takes the default of the pair and the adapter's kind. For the
+    learning rate they differ: `auto` searches for one on the validation split.
+    """
 
     epochs: AutoInt = Field(None, ge=1, le=1000)
     batch_size: AutoInt = Field(None, ge=1, le=1024)
-    learning_rate: AutoFloat = Field(None, gt=0, le=1)
+    learning_rate: RateOrAuto = Field(
+        None,
+        description="`auto`: a short search on validation, and a retry with a lower rate should "
+        "the run diverge or collapse.",
+    )
     weight_decay: AutoFloat = Field(None, ge=0, le=1)
     drop_path: AutoFloat = Field(None, ge=0, le=0.9)
     warmup_epochs: AutoInt = Field(None, ge=0, le=1000)
@@ -118,9 +164,19 @@ class JobRequest(_Request):
     seed: Seed = 0
     metadata: Metadata = Field(default_factory=dict, description="Up to 16 strings, kept as given.")
     method: MethodRequest
-    recipe: Recipe = Recipe.DEFAULT
+    recipe: str = Field(
+        Recipe.DEFAULT.value,
+        description="A named schedule; `vtab-…` are the paper's settings for its 19 datasets.",
+        json_schema_extra={"enum": [*Recipe, *DATASET_RECIPES]},
+    )
     hyperparameters: HyperparametersRequest = Field(default_factory=HyperparametersRequest)
-    compare_baseline: Literal[False] = False
+    compare_baseline: bool = Field(
+        default=False,
+        description="Train the student alone too, on the same batches, and report the gain.",
+    )
+    seeds: int = Field(
+        1, strict=True, ge=1, le=10, description="Repeat with so many seeds; the first is exported."
+    )
     figures: list[Annotated[FigureRequest, *NAME_ALONE]] = Field(
         default_factory=list,
         max_length=100,
@@ -165,6 +221,7 @@ class TrainableByRole(BaseModel):
 
     student: TrainableParameters
     teacher: TrainableParameters | None
+    distillation: int = Field(0, description="Bridges of the `feature` loss, not exported.")
     total: int
 
 
@@ -222,7 +279,11 @@ class JobEstimate(BaseModel):
         description="Null until the dataset is ready: the head's size depends on its classes."
     )
     frozen_parameters: dict[str, int]
-    steps: int | None = Field(description="Optimizer steps; null until the dataset is ready.")
+    steps: int | None = Field(
+        description="Optimizer steps of all runs; null until the dataset is ready."
+    )
+    licenses: dict[str, str] = Field(description="Of the backbones' weights, by name.")
+    license_notes: list[str] = Field(description="What restricts their use, where something does.")
 
 
 class JobEvent(BaseModel):

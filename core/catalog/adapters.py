@@ -1,5 +1,4 @@
-"""Facts about the adapter kinds, known without torch: size, defaults, where they fit, how many
-numbers they train.
+"""Facts about the adapter kinds, known without torch: defaults, where they fit, what they train.
 
 Definitions, initial values and counts follow each method's paper and public code; where a kind
 differs from them, its file in `core.ml.adapters` says so.

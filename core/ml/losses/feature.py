@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from core.catalog.layers import match_layer
 from core.catalog.methods import FeatureTokens
 from core.errors import FieldError, InvalidError
 from core.ml.adapters.base import initialise_linears
@@ -89,14 +90,6 @@ class FeatureBridge(nn.Module):
         if self._tokens is FeatureTokens.ALL:
             return tokens
         return tokens[:, 0] if self._has_class_token[role] else tokens.mean(dim=1)
-
-
-def match_layer(layer: int, depth: int, other_depth: int) -> int:
-    """Return the block of a network of `other_depth` blocks at the same share of the depth.
-
-    The last block of one is matched with the last of the other: of depths 24 and 12, 2l+1 with l.
-    """
-    return max(0, round((layer + 1) * other_depth / depth) - 1)
 
 
 def as_tokens(hidden: Tensor, block: ResidualBlock) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from core.catalog.methods import MethodType
+from core.catalog.rate_search import SEARCH_FACTORS, search_epochs
 from core.ml.backbones.load import LoadedBackbone
 from core.ml.training.campaign_state import CampaignCheckpoints, Outcome, RunOutcome
 from core.ml.training.loop import CollapsedError, DivergedError, TrainResult, train
@@ -25,13 +26,10 @@ from core.ml.training.plan import TrainPlan
 from core.ml.training.resident import ResidentData
 from core.ml.training.run_state import EpochMetrics
 
-#: Multiples of the given learning rate that a search tries, a factor of √10 apart.
-SEARCH_FACTORS = (10**-1.0, 10**-0.5, 1.0, 10**0.5)
 #: What a run that diverged or collapsed is repeated with, at most so many times.
 RETRY_FACTOR = 10**-0.5
 MAX_RETRIES = 3
-_SEARCH_SHARE = 10
-_MIN_SEARCH_EPOCHS = 3
+_WARMUP_SHARE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +188,7 @@ class _Runner:
         runs = (1 + has_twin) * campaign.seeds * plan.total_epochs
         searches = 0
         if campaign.search and self._data.val is not None:
-            searches = (1 + has_twin) * len(SEARCH_FACTORS) * _search_epochs(plan)
+            searches = (1 + has_twin) * len(SEARCH_FACTORS) * search_epochs(plan.epochs)
         return per_epoch * (runs + searches)
 
     def to_end(self) -> CampaignResult:
@@ -237,14 +235,14 @@ class _Runner:
                 {"learning_rate": plan.learning_rate},
             )
             return plan
-        epochs = _search_epochs(plan)
+        epochs = search_epochs(plan.epochs)
         tried: list[dict[str, Any]] = []
         for factor in SEARCH_FACTORS:
             short = dataclasses.replace(
                 plan,
                 learning_rate=min(plan.learning_rate * factor, 1.0),
                 epochs=epochs,
-                warmup_epochs=min(plan.warmup_epochs, epochs // _SEARCH_SHARE),
+                warmup_epochs=min(plan.warmup_epochs, epochs // _WARMUP_SHARE),
                 cooldown_epochs=0,
             )
             outcome = self._run_once(short, f"{name} search {len(tried) + 1}", test=False)
@@ -389,10 +387,6 @@ class _RunObserver:
 
     def should_stop(self) -> bool:
         return self._observer.should_stop()
-
-
-def _search_epochs(plan: TrainPlan) -> int:
-    return min(plan.epochs, max(_MIN_SEARCH_EPOCHS, round(plan.epochs / _SEARCH_SHARE)))
 
 
 def gain_over_baseline(run: Mapping[str, Any]) -> dict[str, float | None]:

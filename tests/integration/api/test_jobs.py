@@ -56,6 +56,18 @@ class TestCreate:
             "drop_path": 0.0,
             "precision": "auto",
             "seed": 0,
+            "teacher_adapter_kind": None,
+            "teacher_hidden_dim": None,
+            "teacher_scale": None,
+            "squared_temperature": False,
+            "direction": "teacher_student",
+            "detach_teacher": False,
+            "layers": None,
+            "tokens": "cls",
+            "search_learning_rate": False,
+            "compare_baseline": False,
+            "seeds": 1,
+            "figures": [],
         }
         assert job["progress"]["queue_position"] == 0
         assert isinstance(job["created_at"], int)
@@ -178,7 +190,7 @@ _BAD_BODIES: dict[str, tuple[dict[str, Any], str, str]] = {
         "/method/distillation",
         "not_allowed",
     ),
-    "unknown kind": ({"method": {"pair": "starter", "adapter": {"kind": "lora"}}}, "", ""),
+    "unknown kind": ({"method": {"pair": "starter", "adapter": {"kind": "prefix"}}}, "", ""),
     "wide adapter": (
         {"method": {"pair": "starter", "adapter": {"hidden_dim": 97}}},
         "/method/adapter/hidden_dim",
@@ -190,7 +202,7 @@ _BAD_BODIES: dict[str, tuple[dict[str, Any], str, str]] = {
         "recipe_conflict",
     ),
     "official with too few images": ({"recipe": "official"}, "/recipe", "dataset_too_small"),
-    "unknown recipe": ({"recipe": "secret"}, "/recipe", "not_allowed"),
+    "unknown recipe": ({"recipe": "secret"}, "/recipe", "unknown_recipe"),
     "warm-up over the end": (
         {"hyperparameters": {"epochs": 2, "warmup_epochs": 3}},
         "/hyperparameters/warmup_epochs",
@@ -208,7 +220,7 @@ _BAD_BODIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "rate of zero": (
         {"hyperparameters": {"learning_rate": 0}},
         "/hyperparameters/learning_rate",
-        "out_of_range",
+        "",
     ),
     "negative decay": (
         {"hyperparameters": {"weight_decay": -1e-3}},

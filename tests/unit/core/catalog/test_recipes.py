@@ -7,7 +7,8 @@ from statistics import fmean
 
 import pytest
 
-from core.catalog.backbones import adapter_parameters, get_backbone, head_parameters
+from core.catalog.adapters import adapter_parameters
+from core.catalog.backbones import get_backbone, head_parameters
 from core.catalog.methods import AdapterKind
 from core.catalog.pairs import PAIRS
 from core.catalog.recipes import DATASET_RECIPES, DatasetGroup, UnknownRecipeError, get_recipe

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from core.catalog.layers import match_layer
 from core.catalog.methods import AdapterKind, DistillationLoss, FeatureTokens
 from core.errors import InvalidError
 from core.ml.adapters.adapted import AdaptedModel
 from core.ml.adapters.base import AdapterSpec
 from core.ml.adapters.inject import attached
 from core.ml.losses.distillation import Distillation
-from core.ml.losses.feature import match_layer
 from core.ml.losses.spec import DistillationSpec
 from core.ml.training.loop import train
 
