@@ -4,6 +4,7 @@ Without a broker it is the only one; with a broker it catches what a lost messag
 """
 
 import logging
+import math
 from collections import Counter
 from typing import Any
 
@@ -28,7 +29,7 @@ class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unt
         """Remember the timer; nothing runs before `start`."""
         super().__init__(worker, **options)
         self._entry: Any = None
-        self._last_sweep_s = 0.0
+        self._last_sweep_s = -math.inf  # the first tick sweeps, however young the machine's clock
 
     def start(self, worker: Any) -> None:  # noqa: ANN401
         """Begin to ring."""
