@@ -213,6 +213,7 @@ _FACTS = (
         "Every bias of the network.",
         "Ben Zaken et al. 2022",
         lambda backbone, _: backbone.bias_parameters,
+        mergeable=True,
         learning_rate=1e-3,
     ),
     AdapterFacts(
@@ -287,6 +288,7 @@ _FACTS = (
         "Nothing inside of the network; only the head learns.",
         "the usual baseline",
         lambda _, __: 0,
+        mergeable=True,
         learning_rate=1e-2,
     ),
     AdapterFacts(
@@ -294,6 +296,7 @@ _FACTS = (
         "Every weight of the network; the exported file is as large as the network.",
         "the usual baseline",
         lambda backbone, _: backbone.parameters,
+        mergeable=True,
         learning_rate=1e-4,
         weight_decay=1e-4,
     ),
