@@ -1,5 +1,7 @@
 """Runs give rows with everything in them, the same for the same job, and honest pairs."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks.miniature.jobs import MEASUREMENT, Job, build_key, build_settings
@@ -72,11 +74,15 @@ class TestRow:
         assert equals["teacher_test_loss"] != equals["test_loss"]
         assert reversed_["test_loss"] != equals["test_loss"]
 
-    def test_a_diverged_run_says_so(self):
-        settings = build_settings(get_method("plain-P"), TINY, learning_rate=10.0)
-        row = run(Job(MEASUREMENT, "count", "plain-P", 0, settings))
+    def test_a_diverged_run_says_so_and_has_no_accuracy(self):
+        # Steps of 10 make every block multiply its input by thousands: soon the sixth overflows.
+        job = table_job("plain-S")
+        settings = dataclasses.replace(job.settings, learning_rate=10.0, epochs=12)
+        row = run(dataclasses.replace(job, settings=settings))
 
-        assert ("error" in row) != ("test" in row)
+        assert "diverged" in row["error"]
+        assert "test" not in row
+        assert "val" not in row
 
     def test_stops_when_asked(self):
         with pytest.raises(TrainingStoppedError):
