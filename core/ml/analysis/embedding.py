@@ -49,17 +49,18 @@ def embed(features: NDArray[np.float32], *, seed: int) -> NDArray[np.float64]:
         features: (n, F), n at least `MIN_IMAGES`.
         seed: of the start.
     """
+    points = features.astype(np.float64)
+    if (points == points[0]).all():  # a model that has collapsed; PCA would divide by zero
+        return np.zeros((len(points), 2))
     tsne = TSNE(
-        perplexity=find_perplexity(len(features)),
+        perplexity=find_perplexity(len(points)),
         init="pca",
         learning_rate="auto",
         random_state=seed % 2**_SEED_BITS,
     )
     # One thread: the sums of several would be rounded in another order each time.
     with threadpool_limits(limits=1):
-        coordinates: NDArray[np.float64] = tsne.fit_transform(_as_points(features)).astype(
-            np.float64
-        )
+        coordinates: NDArray[np.float64] = tsne.fit_transform(points).astype(np.float64)
     return coordinates
 
 
@@ -96,7 +97,7 @@ def measure_separation(
     there = len(np.unique(labels))
     if there < 2 or there >= len(labels):  # noqa: PLR2004 - two classes, and two images of one
         return {"silhouette": None, "knn_accuracy": None, "nmi": None}
-    points = _as_points(features)
+    points = features.astype(np.float64)
     with threadpool_limits(limits=1), warnings.catch_warnings():
         # Fewer distinct points than clusters: the clusters are as good as they can be.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -129,7 +130,3 @@ def knn_accuracy(
     votes = np.zeros((len(points), int(labels.max()) + 1))
     np.add.at(votes, (np.arange(len(points))[:, None], labels[nearest]), weights)
     return float((votes.argmax(axis=1) == labels).mean())
-
-
-def _as_points(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    return features.astype(np.float64)

@@ -21,10 +21,24 @@ from core.platform.db.migrate import (
     migration_connection,
     upgrade_to_head,
 )
-from core.platform.db.tables import JobEventRow
+from core.platform.db.tables import JobEventRow, ModelRow
+from core.platform.jobs.repository import create_job
+from core.platform.models.repository import get_model
+from core.types import DatasetId
 from tests.fixtures.postgresql import throwaway_postgresql
+from tests.integration.platform.rows import SPEC
 
 _ROOT = Path(__file__).parents[3]
+_OLD_MODEL = {
+    "name": "old",
+    "backbone": "starter",
+    "adapter_sha256": "1" * 64,
+    "adapter_bytes": 1,
+    "config_sha256": "2" * 64,
+    "card_sha256": "3" * 64,
+    "classes": ["a", "b"],
+    "metrics": {},
+}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -91,6 +105,29 @@ def test_upgrading_again_keeps_the_rows(url: str, database: Database) -> None:
     with database.read() as session:
         names = session.execute(text("SELECT id, name FROM datasets")).all()
     assert [tuple(row) for row in names] == [(dataset.id, "kept")]
+
+
+def test_models_of_the_first_release_stay_valid_up_and_down(url: str, database: Database) -> None:
+    upgrade_to_head(url)
+    with database.write() as session:
+        dataset = create_dataset(
+            session, name="old", seed=0, archive_sha256="0" * 64, archive_bytes=1, archive_name=""
+        )
+        job = create_job(
+            session, dataset_id=DatasetId(dataset.id), name="old", spec=SPEC, metadata={}
+        )
+        session.add(ModelRow(id="mdl_old", job_id=job.id, dataset_id=dataset.id, **_OLD_MODEL))
+
+    for _ in range(2):
+        downgrade_to(url, "0001")
+        with database.read() as session:
+            columns = session.execute(text("SELECT * FROM models")).mappings().one()
+        assert columns["id"] == "mdl_old"
+        assert not {"evaluation_sha256", "figures"} & columns.keys()
+        upgrade_to_head(url)
+        with database.read() as session:
+            model = get_model(session, "mdl_old")
+        assert (model.classes, model.evaluation_sha256, model.figures) == (["a", "b"], None, None)
 
 
 def test_the_migrated_tables_enforce_their_references(url: str, database: Database) -> None:

@@ -128,7 +128,7 @@ def spread_colours(count: int) -> list[tuple[float, float, float, float]]:
     elif count <= 20:  # noqa: PLR2004
         table = mpl.colormaps["tab20"](np.arange(20))
     else:
-        table = mpl.colormaps["gist_rainbow"](np.linspace(0, 1, count))
+        table = mpl.colormaps["gist_rainbow"].resampled(count)(np.arange(count))
     return [(float(r), float(g), float(b), float(a)) for r, g, b, a in table[:count]]
 
 

@@ -105,12 +105,18 @@ def draw(data: Data) -> Figure:
             handles,
             labels,
             loc="outside lower center",
-            ncols=min(len(labels), 3 * len(networks)),
+            ncols=min(len(labels), _fitting_columns(labels, figure.get_figwidth())),
             markerscale=2.0,
         )
     note = "" if with_legend else "; a colour for each class"
     figure.suptitle(f"t-SNE of {data['images']:,} images of the {data['split']} split{note}")
     return figure
+
+
+def _fitting_columns(labels: list[str], width_in: float) -> int:
+    """Return how many columns of a legend fit beside each other."""
+    column_in = 0.6 + 0.085 * max(map(len, labels))
+    return max(1, int(width_in / column_in))
 
 
 def _draw_network(axes: Axes, data: Data, network: dict[str, Any]) -> None:
