@@ -87,8 +87,9 @@ def create_app(settings: Settings) -> FastAPI:
             app.include_router(module.router, dependencies=documented)
     if "inference" in settings.roles:
         # By name: importing it loads torch, which the control role lives without.
-        classify = import_module("api.routes.classify")
-        app.include_router(classify.router, dependencies=documented)
+        for name in ("classify", "merged"):
+            route = import_module(f"api.routes.{name}")
+            app.include_router(route.router, dependencies=documented)
     app.openapi = lambda: _build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 

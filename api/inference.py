@@ -17,10 +17,11 @@ from anyio import CapacityLimiter
 from api.schemas.models import ClassScore
 from core.clock import monotonic_s
 from core.errors import ConflictError, FieldError, InvalidError, UnavailableError
-from core.ml.backbones.load import WeightsMismatchError
+from core.ml.backbones.load import WeightsMismatchError, load_backbone
 from core.ml.backbones.precision import resolve_device
 from core.ml.data.preprocess import ImageError, preprocess
 from core.ml.export.bundle import Bundle, parse_bundle
+from core.ml.export.merged import check_mergeable, encode_merged, merge_bundle
 from core.ml.inference.classifier import Classifier
 from core.platform.db.tables import ModelRow
 from core.platform.storage.base import BlobStore
@@ -78,6 +79,8 @@ class InferenceEngine:
             device=resolve_device(settings.device), weights_dir=settings.weights_dir
         )
         self._limiter = CapacityLimiter(max(2, os.cpu_count() or 1))
+        self._merge_limiter = CapacityLimiter(1)
+        self._weights_dir = settings.weights_dir
         self._lock = threading.Lock()
         self._bundles: OrderedDict[tuple[str, str], Bundle] = OrderedDict()
 
@@ -105,6 +108,29 @@ class InferenceEngine:
         return await anyio.to_thread.run_sync(
             self._classify, row, images, top_k, limiter=self._limiter
         )
+
+    async def merge(self, row: ModelRow) -> bytes:
+        """Return a model written into its network, as a plain timm checkpoint.
+
+        One at a time: each takes memory for several copies of the network.
+
+        Raises:
+            UnsupportedAdapterError: its kind of adapter is no linear change of the weights.
+            ConflictError: the backbone here is not the one that the model was trained on.
+            WeightsUnavailableError: the backbone is not here.
+        """
+        return await anyio.to_thread.run_sync(self._merge, row, limiter=self._merge_limiter)
+
+    def _merge(self, row: ModelRow) -> bytes:
+        bundle = self._get_bundle(row)
+        check_mergeable(bundle)
+        # Not the resident one, which may be cast, on a GPU, and in use.
+        backbone = load_backbone(bundle.backbone.name, weights_dir=self._weights_dir)
+        try:
+            state = merge_bundle(bundle, backbone)
+        except WeightsMismatchError as error:
+            raise ConflictError(error.message, code=error.code) from error
+        return encode_merged(state, bundle, bundle.classes)
 
     def _classify(self, row: ModelRow, images: Sequence[EncodedImage], top_k: int) -> Answer:
         bundle = self._get_bundle(row)

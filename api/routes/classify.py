@@ -73,7 +73,7 @@ async def classify(
 
     A raw image body gets one list; a multipart body gets a list for each of its files, in order.
     """
-    row = await run_in_threadpool(_load, database, model)
+    row = await run_in_threadpool(load_model, database, model)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_multipart = media_type == "multipart/form-data"
     if is_multipart:
@@ -90,7 +90,8 @@ async def classify(
     return answer.scores if is_multipart else answer.scores[0]
 
 
-def _load(database: Database, reference: str) -> ModelRow:
+def load_model(database: Database, reference: str) -> ModelRow:
+    """Return the model with this id, or the newest one with this name."""
     with database.read() as session:
         return get_model(session, reference)
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from core.catalog.backbones import find_backbone
+
 _SHOWN_CLASSES = 20
 
 
@@ -40,11 +42,28 @@ def _parts(config: Mapping[str, Any]) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("backbone", f"`{backbone['name']}`, not included"),
         ("backbone weights, SHA-256", f"`{backbone['weights_sha256']}`"),
-        ("adapter", f"{adapter['kind']}, hidden dim {adapter['hidden_dim']}"),
+        ("adapter", _adapter(adapter)),
         ("trainable parameters", f"{config['trainable_parameters']:,}"),
     ]
     if teacher:
         rows.append(("teacher in training", f"`{teacher['name']}`"))
+    rows.extend(_licences([backbone["name"], *([teacher["name"]] if teacher else [])]))
+    return rows
+
+
+def _adapter(adapter: Mapping[str, Any]) -> str:
+    size = f", hidden dim {adapter['hidden_dim']}" if adapter["hidden_dim"] else ""
+    return f"{adapter['kind']}{size}"
+
+
+def _licences(names: list[str]) -> list[tuple[str, object]]:
+    """Return what is known of the licences of the networks' weights, and what restricts them."""
+    rows: list[tuple[str, object]] = []
+    for name in dict.fromkeys(names):
+        facts = find_backbone(name)
+        if facts is not None:
+            note = f": {facts.license_note}" if facts.license_note else ""
+            rows.append((f"licence of the weights of `{name}`", f"{facts.license}{note}"))
     return rows
 
 
@@ -81,8 +100,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, obj
     for key, value in values.items():
         if isinstance(value, Mapping):
             rows.extend(_flatten(value, f"{prefix}{key} "))
-        elif value is not None:
-            rows.append((f"{prefix}{key}", value))
+        elif value is not None and not isinstance(value, list):
+            rows.append((f"{prefix}{key}", value))  # lists are for machines: config.json has them
     return rows
 
 

@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from core.catalog.adapters import ADAPTERS
 from core.catalog.backbones import find_backbone
 from core.errors import AppError, InvalidError
 from core.ml.adapters.adapted import AdaptedModel
@@ -87,6 +88,18 @@ def merge_bundle(bundle: Bundle, backbone: LoadedBackbone) -> dict[str, Tensor]:
         UnsupportedAdapterError: as in `build_merged`.
     """
     return build_merged(restore_model(bundle, backbone))
+
+
+def check_mergeable(bundle: Bundle) -> None:
+    """Refuse a kind that can never be merged, before any weights are loaded.
+
+    Raises:
+        UnsupportedAdapterError: (`not_mergeable`) naming the kinds that can.
+    """
+    if not ADAPTERS[bundle.spec.kind].mergeable:
+        possible = ", ".join(kind.value for kind, facts in ADAPTERS.items() if facts.mergeable)
+        reason = f"it is no linear change of the weights; these are: {possible}"
+        raise not_mergeable(bundle.spec.kind, reason)
 
 
 def encode_merged(

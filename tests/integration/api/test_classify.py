@@ -10,6 +10,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 from PIL import Image
 
@@ -311,3 +313,34 @@ def test_a_full_line_is_told_to_come_back(rig: Rig, monkeypatch: pytest.MonkeyPa
     assert (answer.status_code, answer.json()["code"]) == (503, OverloadedError.code)
     assert "retry-after" in answer.headers
     assert rig.client.get("/readyz").status_code == 503
+
+
+class TestMerged:
+    def test_a_mergeable_model_leaves_as_a_plain_timm_checkpoint(
+        self, start_rig: Callable[..., Rig], backbone: LoadedBackbone, tmp_path: Path
+    ) -> None:
+        model = AdaptedModel(backbone, AdapterSpec(AdapterKind.LORA, 4, 1.0), 7, seed=3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
+        rig = start_rig(roles=["control", "inference"], device="cpu", threads=1)
+        _publish(rig, model, tmp_path / "bundle")
+        answer = rig.client.get("/v1/models/animals/merged")
+        assert answer.status_code == 200, answer.text
+        network = timm.create_model(STARTER_STUDENT, num_classes=7).eval()
+        network.load_state_dict(safetensors.torch.load(answer.content), strict=True)
+        images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            assert torch.allclose(network(images), model(images), rtol=0, atol=1e-5)
+        tag = answer.headers["etag"]
+        again = rig.client.get("/v1/models/animals/merged", headers={"If-None-Match": tag})
+        assert (again.status_code, again.content) == (304, b"")
+
+    def test_others_are_refused_and_the_mergeable_ones_named(self, rig: Rig) -> None:
+        answer = rig.client.get("/v1/models/mdl_test/merged")
+        assert (answer.status_code, answer.json()["code"]) == (422, "not_mergeable")
+        assert "parallel" in answer.json()["detail"]
+        assert "lora, ssf" in answer.json()["detail"]
+
+    def test_an_unknown_model_is_404(self, rig: Rig) -> None:
+        assert rig.client.get("/v1/models/nobody/merged").status_code == 404

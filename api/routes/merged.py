@@ -1,0 +1,49 @@
+"""A model as one plain timm checkpoint. Served with the `inference` role only, which has torch."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import DatabaseDep, ReferencePath
+from api.inference import InferenceEngine
+from api.routes.classify import get_engine, load_model
+from api.schemas.problems import problems
+
+router = APIRouter(prefix="/v1/models", tags=["inference"])
+
+_TYPE = "application/vnd.safetensors"
+
+
+@router.get(
+    "/{model}/merged",
+    response_class=Response,
+    responses={
+        **problems(404, 409, 422, 503),
+        200: {"content": {_TYPE: {}}, "description": "The file."},
+        304: {"description": "`If-None-Match` names this very file."},
+    },
+)
+async def download_merged(
+    request: Request,
+    database: DatabaseDep,
+    engine: Annotated[InferenceEngine, Depends(get_engine)],
+    model: ReferencePath,
+) -> Response:
+    """Download backbone, adapters and head as one plain timm checkpoint (safetensors, fp32).
+
+    For the adapter kinds that are `mergeable`; 422 for the others. The file is as large as the
+    network and made anew for every request.
+    """
+    row = await run_in_threadpool(load_model, database, model)
+    etag = f'"{row.adapter_sha256}-merged"'
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"ETag": etag})
+    return Response(
+        await engine.merge(row),
+        media_type=_TYPE,
+        headers={
+            "ETag": etag,
+            "Content-Disposition": f'attachment; filename="{row.name}.safetensors"',
+        },
+    )
