@@ -19,7 +19,7 @@ from core.catalog.licenses import NOT_STATED
 from core.catalog.pairs import PAIRS
 from core.ml.backbones.blocks import ResidualBlock, find_blocks
 from core.ml.backbones.load import read_num_features, register_bundled
-from core.ml.backbones.parts import find_biases, find_final_norm, find_patch_projection
+from core.ml.backbones.parts import find_biases, find_operations
 
 logger = logging.getLogger(__name__)
 
@@ -206,11 +206,8 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _ssf_parameters(module: nn.Module, blocks: Sequence[ResidualBlock]) -> int | None:
-    operations = [find_patch_projection(module), find_final_norm(module)]
-    for block in blocks:
-        operations += [block.norm1, block.qkv, block.attn_proj, block.norm2, block.fc1, block.fc2]
-    channels = [_channels(operation) for operation in operations if operation is not None]
-    return 2 * sum(channels) if len(channels) == len(operations) else None
+    operations = find_operations(module, blocks)
+    return None if operations is None else 2 * sum(map(_channels, operations.values()))
 
 
 def _channels(operation: nn.Module) -> int:

@@ -86,7 +86,7 @@ TINY = {
     "swinv2": Tiny("swinv2_tiny_window8_256", 64, 4, _SWIN),
     "pvtv2": Tiny("pvt_v2_b0", 64, 4, _FOUR),
     "pvtv2_linear": Tiny("pvt_v2_b2_li", 64, 4, _FOUR),
-    "twins_svt": Tiny("twins_svt_small", 64, 4, _FOUR),
+    "twins_svt": Tiny("twins_svt_small", 64, 6, {**_FOUR, "depths": (2, 1, 1, 2)}),
     "twins_pcpvt": Tiny("twins_pcpvt_small", 64, 4, _FOUR),
     "davit": Tiny("davit_tiny", 64, 8, _FOUR),
     "maxvit": Tiny(partial(_maxvit, nchw=False), 64, 4),
@@ -116,7 +116,8 @@ def create(family: str, num_classes: int) -> nn.Module:
     size = {"input_size": (3, tiny.image_px, tiny.image_px)}
     if callable(tiny.source):
         network = tiny.source(num_classes)
-        network.pretrained_cfg = {**size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+        network.pretrained_cfg = {**size, **statistics}
         return network
     return timm.create_model(
         tiny.source, num_classes=num_classes, pretrained_cfg_overlay=size, **tiny.options
@@ -124,8 +125,10 @@ def create(family: str, num_classes: int) -> nn.Module:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test that takes a `family` once for each of them."""
-    if "family" in metafunc.fixturenames:
+    """Run every test that takes a `family`, and does not say which, once for each of them."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    chosen = any(mark.args[0] == "family" for mark in marks)
+    if "family" in metafunc.fixturenames and not chosen:
         metafunc.parametrize("family", TINY, scope="module")
 
 
