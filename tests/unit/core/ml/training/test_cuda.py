@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from core.catalog.methods import Precision
+from core.catalog.methods import AdapterKind, Precision
 from core.ml.training.loop import TrainingStoppedError, train
 from core.ml.training.observer import SilentObserver
 from core.ml.training.resident import ResidentData, build_split
@@ -59,3 +59,22 @@ def test_learns_and_resumes(tiny_backbone, tiny_plan, tiny_data, tmp_path, preci
     assert safetensors.torch.save(resumed.student.state_dict()) == (
         safetensors.torch.save(whole.student.state_dict())
     )
+
+
+@pytest.mark.parametrize("kind", list(AdapterKind))
+def test_every_kind_repeats_itself(tiny_backbone, tiny_plan, tiny_data, kind):
+    device = torch.device("cuda")
+    plan = tiny_plan(kind=kind, precision=Precision.BF16, epochs=2, drop_path=0.1)
+    data = move(tiny_data(train=24), device)
+
+    def run():
+        result = train(
+            plan,
+            data,
+            student=tiny_backbone(width=24, seed=0),
+            teacher=tiny_backbone(width=12, seed=1),
+            device=device,
+        )
+        return safetensors.torch.save(result.student.state_dict())
+
+    assert run() == run()
