@@ -15,7 +15,7 @@ _NOTES: Mapping[str, str] = MappingProxyType(
         "cc-by-nc-4.0": "Creative Commons, non-commercial use only.",
         "dinov3-license": (
             "Meta's own DINOv3 License: its terms bind whoever uses or passes on the weights, and "
-            "Meta hands them out on acceptance only."
+            "Meta's own downloads ask for acceptance first."
         ),
         "fair-noncommercial-research-license": "Meta's licence for non-commercial research only.",
         "apple-ascl": "Apple's own sample code licence: read its terms before use.",
@@ -24,6 +24,7 @@ _NOTES: Mapping[str, str] = MappingProxyType(
         "sapiens2-license": "Meta's own Sapiens2 licence: read its terms before use.",
         "gemma": "Google's own terms for Gemma: read them before use.",
         NOT_STATED: "timm states no licence: ask the weights' authors before use.",
+        "unknown": "timm does not know the licence: ask the weights' authors before use.",
     }
 )
 

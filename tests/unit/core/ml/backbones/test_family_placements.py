@@ -271,6 +271,8 @@ def test_equals_the_formula_of_the_family(backbone, images, plain, family, kind)
             wanted = FORMULAS[key](block.module, formula, *args, **kwargs)
             assert (wanted - output).abs().max() <= 1e-6 * wanted.abs().max(), block.name
         assert (features - plain).abs().max() > 1e-3  # the adapters do something
+        shortened = model.features(images, keep)  # the last block for the class token alone
+        assert torch.allclose(shortened, features.float(), rtol=1e-5, atol=1e-6)
     assert not any(part._forward_hooks for part in backbone.module.modules())
     assert not any(part._forward_pre_hooks for part in backbone.module.modules())
     assert compute_tensors_sha256(backbone.module.state_dict()) == before
