@@ -7,6 +7,9 @@ What comes out needs nothing of this package:
     network = timm.create_model(name, num_classes=C)
     network.load_state_dict(safetensors.torch.load_file("model.safetensors"), strict=True)
 
+The starter networks alone must first be made known to timm, by importing
+`core.ml.backbones.starter`.
+
 It can be made of the kinds that are a linear change of the network's weights (`mergeable` in
 `core.catalog.adapters`), and is as large as the network.
 """
@@ -197,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         bundle = load_bundle(options.adapter_dir)
+        check_mergeable(bundle)
         backbone = load_backbone(bundle.backbone.name, weights_dir=options.weights_dir)
         save_merged_bundle(options.out, bundle, backbone)
     except AppError as error:

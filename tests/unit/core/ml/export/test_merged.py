@@ -281,6 +281,14 @@ class TestCommand:
         assert out.is_file()
         assert "create_model('vit_starter_student_patch8_64', num_classes=3)" in caplog.text
 
+    def test_asks_no_hub_for_a_network_that_cannot_be_merged_into(self, build, tmp_path, caplog):
+        model = build("vit", K.PARALLEL)  # of a name that timm does not know
+        parts = {"recipe": {}, "metrics": {}, "versions": {}}
+        save_bundle(tmp_path, model, classes=CLASSES, **parts)
+        assert main([str(tmp_path), "--out", str(tmp_path / "model.safetensors")]) == 1
+        assert "this parallel cannot be merged into the backbone" in caplog.text
+        assert "repadapter" in caplog.text
+
     def test_says_what_is_wrong(self, folder, caplog):
         out = folder / "model.safetensors"
         assert main([str(folder), "--out", str(out)]) == 1
