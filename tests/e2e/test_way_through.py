@@ -207,6 +207,48 @@ class TestFaults:
         assert stack.download_adapter(job["model_id"]) == undisturbed
         assert stack.event_types(job_id).count("job.succeeded") == 1
 
+    def test_campaign_killed_twice_ends_with_the_same_model_and_figures(
+        self, stack: Stack, dataset_id: str
+    ) -> None:
+        """Search, run and twin, of a kind that draws at random; killed in the search and after."""
+        wanted = {
+            "name": "campaign",
+            "method": {"pair": "starter", "adapter": {"kind": "mosa"}},
+            "hyperparameters": {
+                "epochs": 6,
+                "batch_size": 8,
+                "precision": "fp32",
+                "learning_rate": "auto",
+            },
+            "compare_baseline": True,
+            "figures": ["learning_curves"],
+        }
+        stack.spawn("worker")
+        calm = stack.wait_for_end(stack.submit(dataset_id, **wanted))
+        assert calm["status"] == "succeeded", calm
+        job_id = stack.submit(dataset_id, **wanted)
+        search = 4 * 3 * 4  # rates, epochs, steps
+        for step in (search // 2, 2 * search):
+            stack.wait_for_step(job_id, step)
+            (trainer,) = stack.find_children("worker.trainer")
+            os.kill(trainer, signal.SIGKILL)
+            wait_until(
+                lambda dead=trainer: dead not in stack.find_children("worker.trainer"),
+                what="the trainer to be gone",
+            )
+        job = stack.wait_for_end(job_id)
+        assert job["status"] == "succeeded", job
+        assert job["attempt"] == 3
+        models = [stack.get(f"/v1/models/{ended['model_id']}") for ended in (calm, job)]
+        assert models[0]["metrics"] == models[1]["metrics"]
+        assert set(models[0]["metrics"]["learning_rate_search"]) == {"run", "baseline"}
+        assert "gain" in models[0]["metrics"]["baseline"]
+        for path in ("adapter", "evaluation"):
+            first, second = (
+                stack.client.get(f"/v1/models/{model['id']}/{path}").content for model in models
+            )
+            assert first == second
+
     def test_cancel_stops_the_trainer(self, stack: Stack, dataset_id: str) -> None:
         stack.spawn("worker")
         job_id = stack.submit(dataset_id, epochs=500)
