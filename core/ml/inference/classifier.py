@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from core.catalog.methods import Precision
 from core.errors import InvalidError
 from core.ml.adapters.adapted import AdaptedModel
+from core.ml.adapters.base import AdapterSpec
 from core.ml.backbones.load import LoadedBackbone, load_backbone
 from core.ml.backbones.normalise import normalise_images
 from core.ml.export.bundle import Bundle, check_weights, restore_model
@@ -59,7 +60,7 @@ class Classifier:
         self._load = load or (lambda name: load_backbone(name, weights_dir=weights_dir))
         self._lock = threading.Lock()
         self._residents: dict[str, _Resident] = {}
-        self._models: OrderedDict[tuple[str, str], AdaptedModel] = OrderedDict()
+        self._models: OrderedDict[tuple[str, str, AdapterSpec], AdaptedModel] = OrderedDict()
 
     def classify(self, bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the probability of every class for every image.
@@ -108,7 +109,8 @@ class Classifier:
     def _get_model(self, bundle: Bundle, backbone: LoadedBackbone) -> AdaptedModel:
         """Return the model ready to run; the caller holds the backbone's lock."""
         check_weights(bundle, backbone)
-        key = (bundle.backbone.name, bundle.sha256)
+        # The same tensors mean another model where kind or scale differ.
+        key = (bundle.backbone.name, bundle.sha256, bundle.spec)
         with self._lock:
             model = self._models.get(key)
             if model is not None:

@@ -101,6 +101,26 @@ class TestClassify:
             wanted = expect(models[index % 3], images)
             assert all(np.allclose(answer, wanted, atol=1e-6) for answer in repeated)
 
+    def test_equal_tensors_under_another_scale_are_another_model(
+        self, classifier, models, bundles, images, tmp_path
+    ):
+        parallel = next(m for m in models if m.spec.kind is AdapterKind.PARALLEL)
+        first = bundles[models.index(parallel)]
+        spec = AdapterSpec(AdapterKind.PARALLEL, 4, 2.0)
+        louder = AdaptedModel(parallel.backbone, spec, parallel.head.out_features, seed=0)
+        louder.load_adapter_state(first.state)
+        second = save_bundle(
+            tmp_path / "louder",
+            louder,
+            classes=list(first.classes),
+            recipe={},
+            metrics={},
+            versions={},
+        )
+        assert first.sha256 == second.sha256
+        answers = [classifier.classify(bundle, images) for bundle in (first, second)]
+        assert np.abs(answers[0] - answers[1]).max() > 1e-3
+
     def test_more_images_than_a_batch(self, classifier, models, bundles, images):
         many = np.concatenate([images] * 30)
         answer = classifier.classify(bundles[0], many)
