@@ -59,6 +59,11 @@ def main(arguments: Sequence[str], *, expected: Expected | None = None) -> int:
     except AppError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)
         return _WRONG
+    except torch.OutOfMemoryError as error:
+        print(
+            f"the GPU is full; lower --batch-size, or take a smaller pair: {error}", file=sys.stderr
+        )
+        return _FAILED
     except OSError as error:
         print(f"{error}", file=sys.stderr)
         return _FAILED
@@ -94,12 +99,13 @@ def _run(options: argparse.Namespace, expected: Expected) -> int:
     recipes = find_recipes(options.datasets)
     console = Console()
     with StopSignal() as stop:
+
+        def say(line: str) -> None:
+            stop.check()
+            console.show(f"  {line}")
+
         datasets = check_root(
-            options.root,
-            recipes,
-            expected=expected,
-            decoding=options.decode,
-            say=lambda line: console.show(f"  {line}"),
+            options.root, recipes, expected=expected, decoding=options.decode, say=say
         )
         require_usable(datasets)
         for line in describe_problems(p for dataset in datasets for p in dataset.problems):

@@ -34,6 +34,7 @@ class ResultsFile:
         """Name the file, which need not exist."""
         self.path = path
         self.rows: list[Row] = []
+        self._by_key: dict[str, Row] = {}
         self._file: BufferedRandom | None = None
 
     def __enter__(self) -> Self:
@@ -51,6 +52,7 @@ class ResultsFile:
             content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
             self.rows = _parse(whole, self.path)
+            self._by_key = {_normalise(row): row for row in self.rows}
             if len(whole) < len(content):
                 file.truncate(len(whole))
         except BlockingIOError as error:
@@ -75,11 +77,7 @@ class ResultsFile:
 
     def find(self, key: Mapping[str, Any]) -> Row | None:
         """Return the row of this `KEY`, or None."""
-        wanted = _normalise(key)
-        for row in self.rows:
-            if _normalise(row) == wanted:
-                return row
-        return None
+        return self._by_key.get(_normalise(key))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; it is on the disk when this returns."""
@@ -88,7 +86,9 @@ class ResultsFile:
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows.append(json.loads(line))
+        known: Row = json.loads(line)
+        self.rows.append(known)
+        self._by_key[_normalise(known)] = known
 
 
 def read_results(paths: Iterable[Path]) -> list[Row]:

@@ -22,7 +22,7 @@ from benchmarks.vtab.results import ResultsFile
 from benchmarks.vtab.settings import Machine, Settings
 from benchmarks.vtab.watch import Console, StopSignal, describe_seconds
 from core.clock import monotonic_s, now_s
-from core.errors import ConflictError
+from core.errors import ConflictError, InvalidError
 from core.ml.backbones.load import LoadedBackbone, load_backbone
 from core.ml.backbones.precision import resolve_device, resolve_precision
 
@@ -37,10 +37,14 @@ class Runner:
     def __init__(
         self, settings: Settings, machine: Machine, *, stop: StopSignal, console: Console
     ) -> None:
-        """Look at the machine; nothing is loaded yet."""
+        """Look at the machine; nothing is loaded yet.
+
+        Raises:
+            InvalidError: it has no such device.
+        """
         self._settings, self._machine = settings, machine
         self._stop, self._console = stop, console
-        self._device = resolve_device(machine.device)
+        self._device = _find_device(machine.device)
         self._precision = resolve_precision(settings.precision, self._device)
         self._loaded: dict[str, LoadedBackbone] = {}
 
@@ -205,6 +209,18 @@ def describe_result(result: dict[str, Any]) -> str:
     if "best_on_test_accuracy" in test:
         line += f" after the last epoch ({test['best_on_test_accuracy']:.2%} best on test)"
     return line
+
+
+def _find_device(name: str) -> torch.device:
+    try:
+        device = resolve_device(name)
+    except RuntimeError as error:
+        raise InvalidError(
+            f"there is no device {name!r}; allowed: auto, cpu, cuda, cuda:N"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidError(f"torch sees no device {name!r} here; --device cpu computes without it")
+    return device
 
 
 def find_versions() -> dict[str, str]:

@@ -180,6 +180,12 @@ def _build_table(mode: Mode, where: str, rows: Sequence[Row], *, partial: bool) 
                 )
             )
     notes = list(dict.fromkeys(note for row in rows for note in row.get("notes", ())))
+    notes += [
+        f"{row['method']} on {row['dataset']}, seed {row['seed']}, had stopped learning by epoch "
+        f"{row['collapsed_epoch']} of {row['epochs_run']}."
+        for row in rows
+        if row.get("collapsed_epoch") is not None
+    ]
     return Table(mode, where, settings, lines, notes)
 
 

@@ -282,6 +282,8 @@ class TestRefusals:
             (("--methods", "adapt"), "there is no method 'adapt'"),
             (("--hidden-dim", "0"), "hidden_dim is 0"),
             (("--temperature", "0"), "temperature must be above 0"),
+            (("--device", "gpu"), "there is no device 'gpu'"),
+            (("--device", "cuda:99"), "torch sees no device 'cuda:99' here"),
             (("--batch-size", "100"), "training images do not fill one batch of 100"),
         ],
     )

@@ -96,6 +96,12 @@ class TestAverages:
         assert "vtab-dtd" in line.missing
         assert "| diverged |" in print_markdown(build_tables(rows))
 
+    def test_a_run_that_stopped_learning_is_told(self):
+        rows = [build_row("vtab-clevr_dist", collapsed_epoch=12, epochs_run=110)]
+        note = "S on vtab-clevr_dist, seed 1, had stopped learning by epoch 12 of 110."
+        assert build_tables(rows)[0].notes == [note]
+        assert f"* {note}" in print_markdown(build_tables(rows))
+
 
 class TestLines:
     def test_order_paper_rows_and_modes(self):
