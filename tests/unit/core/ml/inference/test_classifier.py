@@ -172,7 +172,7 @@ class TestCache:
         classifier = Classifier(device=CPU, cache_bytes=room, load=lambda _: tiny_backbone())
         for index in (0, 1, 0, 2):
             classifier.classify(bundles[index], images)
-        kept = [sha for _, sha in classifier._models]
+        kept = [sha for _, sha, _ in classifier._models]
         assert kept == [bundles[0].sha256, bundles[2].sha256]
 
     def test_a_model_larger_than_the_cache_still_answers(self, tiny_backbone, bundles, images):
