@@ -1,5 +1,6 @@
 """What a store of blobs must do. A blob is named by the SHA-256 of its bytes and never changes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -16,6 +17,17 @@ class Blob:
 
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class StoredBlob(Blob):
+    """A blob as the store lists it.
+
+    Attributes:
+        modified_at_s: Unix time, by the store's clock, at which its bytes were last put there.
+    """
+
+    modified_at_s: float
 
 
 class BlobStore(Protocol):
@@ -41,3 +53,18 @@ class BlobStore(Protocol):
 
     def delete(self, sha256: str) -> None:
         """Remove a blob; removing one that is not there is harmless."""
+
+    def iter_blobs(self) -> Iterator[StoredBlob]:
+        """List all blobs, in no order. What comes or goes meanwhile may be listed or not.
+
+        Putting bytes that are stored already makes their blob new again. So whoever collects
+        garbage may trust an age: a blob that is old, and that no row names, was not put a moment
+        ago by somebody whose row is about to be committed.
+        """
+
+    def remove_abandoned(self, *, older_than_s: float) -> int:
+        """Remove what killed writers left: partial files, unfinished uploads; return how many.
+
+        Args:
+            older_than_s: spare those begun more recently; they may be at work.
+        """

@@ -4,16 +4,19 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from core.clock import now_s
 from core.errors import StorageFullError
-from core.platform.storage.base import Blob
+from core.platform.storage.base import Blob, StoredBlob
 
 _CHUNK_BYTES = 1 << 20
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class LocalStore:
@@ -42,7 +45,9 @@ class LocalStore:
         """Move a file in; across file systems that is a copy."""
         final = self._path(sha256)
         size_bytes = path.stat().st_size
-        if final.exists():
+        # Made new again, so that it is not taken for garbage; if it went just now, it is moved in.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            os.utime(final)
             path.unlink()
             return Blob(sha256, size_bytes)
         source = path
@@ -84,6 +89,33 @@ class LocalStore:
     def delete(self, sha256: str) -> None:
         """Unlink."""
         self._path(sha256).unlink(missing_ok=True)
+
+    def iter_blobs(self) -> Iterator[StoredBlob]:
+        """Walk through the folders."""
+        for folder in self._root.iterdir():
+            if len(folder.name) != 2:  # noqa: PLR2004 - digits; not `incoming`
+                continue
+            for path in folder.iterdir():
+                # Gone since it was listed: no blob any more.
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    if _NAME.fullmatch(path.name):
+                        yield StoredBlob(path.name, status.st_size, status.st_mtime)
+
+    def remove_abandoned(self, *, older_than_s: float) -> int:
+        """Remove partial files that nobody has written to for so long."""
+        return remove_old_files(self._incoming, older_than_s=older_than_s)
+
+
+def remove_old_files(folder: Path, *, older_than_s: float) -> int:
+    """Remove the files of a folder that nobody has written to for so long; return how many."""
+    removed = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime <= now_s() - older_than_s:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 @contextlib.contextmanager

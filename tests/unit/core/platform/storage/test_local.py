@@ -183,6 +183,42 @@ class TestWholeOrNotAtAll:
         assert all_files(root) == []
 
 
+class TestCollection:
+    def test_every_blob_is_listed_with_size_and_age(self, store: LocalStore) -> None:
+        data = [b"", b"one", b"two" * 1000]
+        blobs = [store.put_bytes(each) for each in data]
+        os.utime(store.fetch(blobs[1].sha256), (1000, 2000))
+        listed = {blob.sha256: blob for blob in store.iter_blobs()}
+        assert {name: blob.size_bytes for name, blob in listed.items()} == {
+            hashlib.sha256(each).hexdigest(): len(each) for each in data
+        }
+        assert listed[blobs[1].sha256].modified_at_s == 2000
+
+    @pytest.mark.parametrize("way", ["put_file", "take_file", "put_bytes"])
+    def test_what_is_stored_again_is_new_again(
+        self, store: LocalStore, source: Path, way: str
+    ) -> None:
+        store.put_bytes(DATA)
+        os.utime(store.fetch(SHA256), (1000, 1000))
+        if way == "put_file":
+            store.put_file(source)
+        elif way == "take_file":
+            store.take_file(source, SHA256)
+        else:
+            store.put_bytes(DATA)
+        (blob,) = store.iter_blobs()
+        assert blob.modified_at_s > 1_000_000
+
+    def test_only_old_partial_files_are_removed(self, store: LocalStore, root: Path) -> None:
+        store.put_bytes(DATA)
+        old, new = root / "incoming" / "old", root / "incoming" / "new"
+        for path in (old, new):
+            path.write_bytes(b"part")
+        os.utime(old, (1000, 1000))
+        assert store.remove_abandoned(older_than_s=3600) == 1
+        assert sorted(all_files(root)) == sorted([new, store.fetch(SHA256)])
+
+
 class TestOtherFileSystem:
     def test_a_file_is_moved_across(self, root: Path, small_disk: Path) -> None:
         source = small_disk / "source"
