@@ -20,9 +20,7 @@ from core.ml.data.manifest import Manifest
 from core.ml.training.loop import TrainResult
 from core.ml.training.run_state import EpochMetrics
 from worker.build import Training
-from worker.child import send
-
-_PROGRESS_INTERVAL_S = 0.5
+from worker.child import PROGRESS_INTERVAL_S, send
 
 
 class _Progress:
@@ -49,7 +47,7 @@ class _Progress:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Say how far a part is, at most twice a second."""
-        if monotonic_s() - self._sent_s >= _PROGRESS_INTERVAL_S:
+        if monotonic_s() - self._sent_s >= PROGRESS_INTERVAL_S:
             self._send({"doing": what, "done": done, "of": total})
 
     def _send(self, details: dict[str, Any]) -> None:

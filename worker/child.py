@@ -19,6 +19,8 @@ from typing import Any
 
 REQUEST_FILE = "request.json"
 STOP_COMMAND = "stop"
+#: Least time between two messages of progress.
+PROGRESS_INTERVAL_S = 0.5
 #: Exit code of a child that found itself orphaned.
 ORPHANED_EXIT_CODE = 86
 

@@ -46,14 +46,13 @@ from core.ml.data.splits import SplitItem, assign_splits
 from core.platform.datasets import MAX_TOLERANCE
 from core.platform.datasets.archive import Archive, ArchiveEntry, ArchiveLimits, open_archive
 from core.types import Split
-from worker.child import listen_for_stop, read_request, send, send_failure
+from worker.child import PROGRESS_INTERVAL_S, listen_for_stop, read_request, send, send_failure
 from worker.decoding import decode_entries
 
 OUT_FOLDER = "out"
 REPORT_FILE = "report.json"
 MANIFEST_FILE = "manifest.json"
 
-_PROGRESS_INTERVAL_S = 0.5
 #: A decoder holds up to 16 bytes a pixel: 800 MB for the largest image allowed by default.
 _MAX_THREADS = 8
 #: Address space of the interpreter, the libraries and threads' stacks; images come on top.
@@ -189,7 +188,7 @@ def _decode(
                 report.errors.append(image_error(entry.name, found))
             else:
                 facts[entry.name] = found
-            if monotonic_s() - told_s >= _PROGRESS_INTERVAL_S:
+            if monotonic_s() - told_s >= PROGRESS_INTERVAL_S:
                 send({"type": "progress", "done": done, "total": len(entries)})
                 told_s = monotonic_s()
     report.errors.sort(key=lambda issue: issue.path or "")

@@ -11,7 +11,6 @@ the messages of `worker.child` it sends
 
 import importlib.metadata
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -26,112 +25,18 @@ from core.errors import AppError, InvalidError
 from core.ml.data.manifest import load_manifest
 from core.ml.export.bundle import save_bundle
 from core.ml.export.card import build_card
-from core.ml.training.campaign import CampaignResult, Stage, run_campaign
+from core.ml.training.campaign import CampaignResult, run_campaign
 from core.ml.training.checkpoint import CheckpointMismatchError
 from core.ml.training.determinism import make_deterministic
 from core.ml.training.loop import TrainingStoppedError, TrainResult
-from core.ml.training.run_state import EpochMetrics
 from worker.artifacts import write_artifacts
 from worker.build import Training, build_training
-from worker.child import listen_for_stop, read_request, send, send_failure
+from worker.child import PROGRESS_INTERVAL_S, listen_for_stop, read_request, send, send_failure
+from worker.reporter import Reporter
 
-_PROGRESS_INTERVAL_S = 0.5
+#: Into how many parts a batch is divided that a device has no room for.
+_MICRO_BATCHES = 4
 _LIBRARIES = ("torch", "timm", "numpy", "pillow", "safetensors")
-
-
-class Reporter:
-    """Watches a campaign for the supervisor (`core.ml.training.campaign.CampaignObserver`)."""
-
-    def __init__(
-        self, *, outbox: Path, stop: threading.Event, checkpoint_interval_s: float
-    ) -> None:
-        """Start the clocks.
-
-        Args:
-            outbox: where checkpoints lie until the supervisor has stored them.
-            stop: set when the supervisor asks to hand the job back.
-            checkpoint_interval_s: least time between two checkpoints; 0 makes one after every step.
-        """
-        self._outbox = outbox
-        self._stop = stop
-        self._checkpoint_interval_s = checkpoint_interval_s
-        self._started_s = monotonic_s()
-        self._first_step: int | None = None
-        self._checkpoint_s = self._started_s
-        self._progress_s = 0.0
-        self._stage: Stage | None = None
-        self._last_epoch: dict[str, Any] = {}
-        self._last_step: dict[str, Any] = {}
-        outbox.mkdir(exist_ok=True)
-
-    def on_stage(self, stage: Stage) -> None:
-        """Say in the log which run begins, where there are several."""
-        is_first = self._stage is None
-        self._stage = stage
-        self._last_epoch = {}
-        if not (is_first and stage.is_main):
-            send({"type": "log", "message": f"{stage.name} begins", "data": {"run": stage.name}})
-
-    def on_note(self, message: str, data: dict[str, Any]) -> None:
-        """Pass a sentence on to the job's log."""
-        send({"type": "log", "message": message, "data": data})
-
-    def on_step(self, step: int, total_steps: int) -> None:
-        """Send progress, at most twice a second."""
-        now_s = monotonic_s()
-        if self._first_step is None:
-            self._first_step, self._started_s = step, now_s
-        if now_s - self._progress_s < _PROGRESS_INTERVAL_S and step < total_steps:
-            return
-        self._progress_s = now_s
-        done = step - self._first_step
-        eta_s = (now_s - self._started_s) / done * (total_steps - step) if done else None
-        assert self._stage is not None, "a run begins before its steps"
-        step_of_run = step - self._stage.steps_before
-        epoch = (step_of_run - 1) // self._stage.steps_per_epoch + 1
-        self._last_step = {
-            "run": self._stage.name,
-            # The epoch that is being worked on, from 1, as people count.
-            "epoch": min(epoch, self._stage.total_epochs),
-            "total_epochs": self._stage.total_epochs,
-            "step": step,
-            "total_steps": total_steps,
-            "percent": round(100 * step / total_steps, 1),
-            "eta_s": None if eta_s is None else round(eta_s, 1),
-        }
-        self._send_progress("training")
-
-    def on_epoch(self, metrics: EpochMetrics) -> None:
-        """Send the figures of an epoch of the main run, and show them with the next progress."""
-        figures = {**metrics.to_json(), "epoch": metrics.epoch + 1}
-        shown = ("train_loss", "val_accuracy", "teacher_val_accuracy")
-        self._last_epoch = {name: figures[name] for name in shown}
-        if self._stage is not None and self._stage.is_main:
-            send({"type": "epoch", "metrics": figures})
-
-    def on_export(self) -> None:
-        """Send that training is over; where it stood stays in the job's progress for good."""
-        self._send_progress("exporting")
-
-    def _send_progress(self, phase: str) -> None:
-        send({"type": "progress", "phase": phase, **self._last_step, **self._last_epoch})
-
-    def on_checkpoint(self, path: Path, step: int) -> None:
-        """Offer a checkpoint to the supervisor, which removes it from the outbox."""
-        self._checkpoint_s = monotonic_s()
-        # A second name for the file: the run's own folder keeps only the newest two.
-        offered = self._outbox / path.name
-        offered.unlink(missing_ok=True)
-        os.link(path, offered)
-        send({"type": "checkpoint", "path": str(offered), "step": step})
-
-    def should_checkpoint(self) -> bool:
-        """Say whether the interval has passed."""
-        return monotonic_s() - self._checkpoint_s >= self._checkpoint_interval_s
-
-    def should_stop(self) -> bool:
-        """Say whether the supervisor asked to hand the job back."""
-        return self._stop.is_set()
 
 
 def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> None:
@@ -160,14 +65,7 @@ def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> None:
         f"training on {training.device} in {precision}",
         {"device": str(training.device), "precision": precision},
     )
-    try:
-        result = _train(training, reporter, checkpoints)
-    except CheckpointMismatchError:
-        # For one, the precision `auto` means something else on this machine than on the last one.
-        shutil.rmtree(checkpoints)
-        message = "the checkpoint was made on other hardware or by another release; starting over"
-        send({"type": "log", "level": "warning", "message": message})
-        result = _train(training, reporter, checkpoints)
+    result = train_within_memory(training, reporter, checkpoints)
     write_artifacts(
         workdir / "out",
         training=training,
@@ -182,16 +80,53 @@ def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> None:
     send({"type": "done", "metrics": metrics})
 
 
-def _train(training: Training, reporter: Reporter, checkpoints: Path) -> CampaignResult:
-    return run_campaign(
-        training.campaign,
-        training.data,
-        student=training.student,
-        teacher=training.teacher,
-        device=training.device,
-        observer=reporter,
-        checkpoint_dir=checkpoints,
+def train_within_memory(
+    training: Training, reporter: Reporter, checkpoints: Path
+) -> CampaignResult:
+    """Train; where the device has too little memory, once more with parts of each batch.
+
+    Raises:
+        OutOfMemoryError: in small parts too.
+    """
+    micro_batch = max(1, training.campaign.plan.batch_size // _MICRO_BATCHES)
+    try:
+        return _train(training, reporter, checkpoints)
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition("\n")[0]
+    # Here, where no traceback holds the failed step's tensors any more.
+    if training.device.type == "cuda":
+        torch.cuda.empty_cache()
+    reporter.on_note(
+        f"too little memory for batches of {training.campaign.plan.batch_size}; going on from the "
+        f"last checkpoint with {micro_batch} images at once, their gradients added up",
+        {"micro_batch": micro_batch, "error": first},
     )
+    return _train(training, reporter, checkpoints, micro_batch=micro_batch)
+
+
+def _train(
+    training: Training, reporter: Reporter, checkpoints: Path, *, micro_batch: int | None = None
+) -> CampaignResult:
+    def run() -> CampaignResult:
+        return run_campaign(
+            training.campaign,
+            training.data,
+            student=training.student,
+            teacher=training.teacher,
+            device=training.device,
+            observer=reporter,
+            checkpoint_dir=checkpoints,
+            micro_batch=micro_batch,
+        )
+
+    try:
+        return run()
+    except CheckpointMismatchError:
+        # For one, the precision `auto` means something else on this machine than on the last one.
+        shutil.rmtree(checkpoints)
+        message = "the checkpoint was made on other hardware or by another release; starting over"
+        send({"type": "log", "level": "warning", "message": message})
+    return run()
 
 
 class _DecodeProgress:
@@ -201,7 +136,7 @@ class _DecodeProgress:
         self._sent_s = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        if monotonic_s() - self._sent_s >= _PROGRESS_INTERVAL_S:
+        if monotonic_s() - self._sent_s >= PROGRESS_INTERVAL_S:
             self._sent_s = monotonic_s()
             send({"type": "progress", "phase": "preparing", "images": done, "of": total})
 
@@ -267,6 +202,15 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **versions}
 
 
+def describe_memory() -> dict[str, Any]:
+    """Return what a GPU's memory holds, in bytes; empty without one."""
+    if not torch.cuda.is_available():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated()
+    return {"free_bytes": free, "total_bytes": total, "peak_allocated_bytes": peak}
+
+
 def main() -> int:
     """Run the request of the working folder named on the command line."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
@@ -280,10 +224,10 @@ def main() -> int:
         send_failure(error.code, error.message, user=isinstance(error, InvalidError))
     except torch.OutOfMemoryError as error:
         message = (
-            "the GPU has too little free memory for this job; lower hyperparameters.batch_size or "
-            f"take a smaller pair ({error})"
+            "the device has too little free memory for this job, in parts of a batch too; take a "
+            f"smaller pair ({str(error).partition(chr(10))[0]})"
         )
-        send_failure("out_of_memory", message, user=False)
+        send_failure("out_of_memory", message, user=False, data=describe_memory())
     return 0
 
 

@@ -8,23 +8,27 @@ every run before it, and a resumed campaign ends with the same bytes.
 import dataclasses
 import hashlib
 import json
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from core.catalog.methods import MethodType
 from core.catalog.rate_search import SEARCH_FACTORS, search_epochs
 from core.ml.backbones.load import LoadedBackbone
+from core.ml.training.campaign_observer import (
+    CampaignObserver,
+    RunObserver,
+    SilentCampaignObserver,
+    Stage,
+)
 from core.ml.training.campaign_state import CampaignCheckpoints, Outcome, RunOutcome
+from core.ml.training.campaign_summary import gain_over_baseline, spread_over_seeds
 from core.ml.training.loop import CollapsedError, DivergedError, TrainResult, train
-from core.ml.training.observer import SilentObserver, TrainObserver
 from core.ml.training.plan import TrainPlan
 from core.ml.training.resident import ResidentData
-from core.ml.training.run_state import EpochMetrics
 
 #: What a run that diverged or collapsed is repeated with, at most so many times.
 RETRY_FACTOR = 10**-0.5
@@ -55,47 +59,6 @@ class CampaignPlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One run of a campaign.
-
-    Attributes:
-        name: for example `run search 1`, `run`, `baseline`, `seed 2 run`, `run, retry 1`.
-        is_main: whether it is the run whose model is exported.
-        steps_before: steps of the campaign before its first.
-        steps_per_epoch: of this run.
-        total_epochs: of this run, cooldown included.
-    """
-
-    name: str
-    is_main: bool
-    steps_before: int
-    steps_per_epoch: int
-    total_epochs: int
-
-
-class CampaignObserver(TrainObserver, Protocol):
-    """Whoever watches a campaign: a run's observer that is also told which run it is."""
-
-    def on_stage(self, stage: Stage) -> None:
-        """Note that a run begins; its epochs and steps follow."""
-        ...
-
-    def on_note(self, message: str, data: dict[str, Any]) -> None:
-        """Take a sentence for the job's log."""
-        ...
-
-
-class SilentCampaignObserver(SilentObserver):
-    """Watches nothing and asks for nothing."""
-
-    def on_stage(self, stage: Stage) -> None:
-        """Ignore a stage."""
-
-    def on_note(self, message: str, data: dict[str, Any]) -> None:
-        """Ignore a note."""
-
-
 @dataclass(frozen=True, eq=False)
 class CampaignResult:
     """What a finished campaign leaves.
@@ -122,6 +85,7 @@ def run_campaign(
     device: torch.device,
     observer: CampaignObserver | None = None,
     checkpoint_dir: Path | None = None,
+    micro_batch: int | None = None,
 ) -> CampaignResult:
     """Do all runs of a campaign, from the newest checkpoint if there is one.
 
@@ -138,6 +102,7 @@ def run_campaign(
         device: likewise.
         observer: watches and may interrupt.
         checkpoint_dir: where checkpoints are kept; None keeps none.
+        micro_batch: as for `core.ml.training.loop.train`.
 
     Raises:
         DivergedError: a run diverged, and without a search, or after three retries.
@@ -153,6 +118,7 @@ def run_campaign(
         device=device,
         observer=observer or SilentCampaignObserver(),
         checkpoint_dir=checkpoint_dir,
+        micro_batch=micro_batch,
     )
     return runner.to_end()
 
@@ -170,7 +136,9 @@ class _Runner:
         device: torch.device,
         observer: CampaignObserver,
         checkpoint_dir: Path | None,
+        micro_batch: int | None,
     ) -> None:
+        self._micro_batch = micro_batch
         self._campaign, self._data, self._device = campaign, data, device
         self._student, self._teacher = student, teacher
         self._observer = observer
@@ -213,7 +181,7 @@ class _Runner:
         if twin is not None:
             self._summary["baseline"] = runs[0]["baseline"] | {"gain": gain_over_baseline(runs[0])}
         if campaign.seeds > 1:
-            self._summary["seeds"] = {"runs": runs, **_spread(runs)}
+            self._summary["seeds"] = {"runs": runs, **spread_over_seeds(runs)}
         self._summary["learning_rate"] = first.learning_rate
         final = self._plan_of(plan, first)
         return CampaignResult(
@@ -331,7 +299,7 @@ class _Runner:
         before = self._checkpoints.steps_done
         self._observer.on_stage(Stage(name, is_main, before, steps_per_epoch, plan.total_epochs))
         total = max(self._planned_steps, before + steps_per_epoch * plan.total_epochs)
-        observer = _RunObserver(
+        observer = RunObserver(
             self._observer, before, total, step=self._checkpoints.resumed_step(name)
         )
         data = self._data if test else dataclasses.replace(self._data, test=None)
@@ -346,6 +314,7 @@ class _Runner:
                 observer=observer,
                 checkpoints=self._checkpoints.of_run(name),
                 stop_on_collapse=stop_on_collapse,
+                micro_batch=self._micro_batch,
             )
         except CollapsedError as error:
             outcome = RunOutcome.failed(Outcome.COLLAPSED, plan, error, steps=observer.step)
@@ -363,62 +332,3 @@ class _Runner:
     @staticmethod
     def _show(outcome: RunOutcome) -> dict[str, Any]:
         return outcome.to_summary()
-
-
-class _RunObserver:
-    """Counts steps over all runs, so that progress does not start again with each."""
-
-    def __init__(self, observer: CampaignObserver, before: int, total: int, *, step: int) -> None:
-        self._observer, self._before, self._total = observer, before, total
-        self.step = step
-
-    def on_step(self, step: int, total_steps: int) -> None:  # noqa: ARG002 - of the run alone
-        self.step = step
-        self._observer.on_step(self._before + step, self._total)
-
-    def on_epoch(self, metrics: EpochMetrics) -> None:
-        self._observer.on_epoch(metrics)
-
-    def on_checkpoint(self, path: Path, step: int) -> None:
-        self._observer.on_checkpoint(path, self._before + step)
-
-    def should_checkpoint(self) -> bool:
-        return self._observer.should_checkpoint()
-
-    def should_stop(self) -> bool:
-        return self._observer.should_stop()
-
-
-def gain_over_baseline(run: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return accuracy minus the twin's, signed, as shares; None where one was not measured."""
-    twin = run["baseline"]
-    return {
-        split: None if None in pair else pair[0] - pair[1]
-        for split in ("val", "test")
-        for pair in [(run[f"{split}_accuracy"], twin[f"{split}_accuracy"])]
-    }
-
-
-def _spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return mean and sample standard deviation over the seeds, of accuracies and gains."""
-    rows: dict[str, list[float | None]] = {
-        name: [run[name] for run in runs]
-        for name in (
-            "val_accuracy",
-            "test_accuracy",
-            "teacher_val_accuracy",
-            "teacher_test_accuracy",
-        )
-    }
-    if all("baseline" in run for run in runs):
-        for split in ("val", "test"):
-            rows[f"baseline_{split}_accuracy"] = [
-                run["baseline"][f"{split}_accuracy"] for run in runs
-            ]
-            rows[f"{split}_gain"] = [gain_over_baseline(run)[split] for run in runs]
-    spread = {}
-    for name, values in rows.items():
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            spread[name] = {"mean": statistics.mean(known), "std": statistics.stdev(known)}
-    return spread

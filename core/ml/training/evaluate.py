@@ -41,19 +41,22 @@ class Evaluation:
         }
 
 
-def evaluate(model: AdaptedModel, images: Tensor, labels: Tensor) -> Evaluation:
+def evaluate(
+    model: AdaptedModel, images: Tensor, labels: Tensor, *, at_once: int = BATCH_IMAGES
+) -> Evaluation:
     """Run every image once, without gradients or stochastic depth, and wait once, at the end.
 
     Args:
         model: what is measured, in its backbone's precision.
         images: uint8 (images, px, px, 3).
         labels: int64 (images,).
+        at_once: images on the network at a time.
     """
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     loss = torch.zeros((), dtype=torch.float64, device=labels.device)
     with torch.no_grad():
         for batch, wanted in zip(
-            torch.split(images, BATCH_IMAGES), torch.split(labels, BATCH_IMAGES), strict=True
+            torch.split(images, at_once), torch.split(labels, at_once), strict=True
         ):
             logits = model(normalise_images(batch, model.backbone))
             correct += (logits.argmax(dim=1) == wanted).sum()

@@ -14,7 +14,7 @@ from core.ml.backbones.load import LoadedBackbone
 from core.ml.losses.distillation import Distillation
 from core.ml.training.checkpoint import CheckpointFolder, Checkpoints
 from core.ml.training.collapse import find_collapse, label_entropy
-from core.ml.training.evaluate import Evaluation, evaluate
+from core.ml.training.evaluate import BATCH_IMAGES, Evaluation, evaluate
 from core.ml.training.observer import SilentObserver, TrainObserver
 from core.ml.training.optim import build_optimizer, set_learning_rate
 from core.ml.training.plan import TrainPlan
@@ -82,6 +82,7 @@ def train(
     checkpoint_dir: Path | None = None,
     checkpoints: Checkpoints | None = None,
     stop_on_collapse: bool = False,
+    micro_batch: int | None = None,
 ) -> TrainResult:
     """Train to the end, from the newest checkpoint if there is one.
 
@@ -99,6 +100,8 @@ def train(
         checkpoint_dir: where checkpoints are kept; None keeps none.
         checkpoints: keeps them instead of a folder, for runs that are part of something larger.
         stop_on_collapse: whether to give up as soon as the student has stopped learning.
+        micro_batch: most images that are on the network at once, see `TrainStep`; for devices with
+            too little memory for a batch. It is no part of the plan: the mathematics is the same.
 
     Raises:
         DivergedError: noticed at the end of an epoch.
@@ -122,6 +125,7 @@ def train(
         observer=observer or SilentObserver(),
         checkpoints=checkpoints,
         stop_on_collapse=stop_on_collapse,
+        micro_batch=micro_batch,
     )
     return run.to_end()
 
@@ -139,6 +143,7 @@ class _Run:
         observer: TrainObserver,
         checkpoints: Checkpoints | None,
         stop_on_collapse: bool,
+        micro_batch: int | None,
     ) -> None:
         self.plan, self.data, self.observer = plan, data, observer
         self.device = data.train.labels.device
@@ -157,7 +162,10 @@ class _Run:
             weight_decay=plan.weight_decay,
         )
         pair = self.trainees[1] if teacher is not None else None
-        self.train_step = TrainStep(plan, self.trainees[0], pair, distillation, optimizer)
+        self.train_step = TrainStep(
+            plan, self.trainees[0], pair, distillation, optimizer, micro_batch=micro_batch
+        )
+        self.evaluated_at_once = min(BATCH_IMAGES, micro_batch or BATCH_IMAGES)
         self.state = RunState(self.trainees, optimizer, build_loss_sums(self.device), bridges)
         self.steps_per_epoch = plan.steps_per_epoch(len(data.train))
         self.stop_on_collapse = stop_on_collapse
@@ -289,7 +297,9 @@ class _Run:
         for trainee in self.trainees:
             own = images[trainee.role]
             assert own is not None, "checked when the run starts"
-            evaluations[trainee.role] = evaluate(trainee.model, own, split.labels)
+            evaluations[trainee.role] = evaluate(
+                trainee.model, own, split.labels, at_once=self.evaluated_at_once
+            )
         return evaluations
 
 

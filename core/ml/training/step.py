@@ -19,6 +19,19 @@ from core.ml.training.seeds import build_generator, derive_seed
 LOSS_NAMES = ("loss", "ce_student", "ce_teacher", "distillation")
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which images of a batch are run at once.
+
+    Attributes:
+        start: how many are before them.
+        batch: how many the whole batch has.
+    """
+
+    start: int
+    batch: int
+
+
 @dataclass(frozen=True, eq=False)
 class Trainee:
     """One of the two models of a run.
@@ -40,8 +53,18 @@ class Trainee:
         step: int,
         layers: tuple[int, ...] = (),
         all_tokens: bool = False,
+        part: Part | None = None,
     ) -> tuple[Forward, Tensor | None]:
         """Run uint8 images through the model, with this step's random draws.
+
+        Args:
+            images: (batch, px, px, 3), or a part of the batch.
+            plan: of the run.
+            epoch: from 0.
+            step: within the run, from 0.
+            layers: blocks whose outputs are wanted.
+            all_tokens: whether every token of them is.
+            part: which part of the batch the images are; None for all of it.
 
         Returns:
             The outputs, and what the adapter's kind adds to its model's loss (None for nearly
@@ -51,30 +74,43 @@ class Trainee:
         normalised = normalise_images(images, self.model.backbone)
         draws = None
         if method.is_random:
-            seed = derive_seed(plan.seed, f"draws/{self.role}", epoch=epoch, step=step)
+            purpose = f"draws/{self.role}" + (f"/{part.start}" if part else "")
+            seed = derive_seed(plan.seed, purpose, epoch=epoch, step=step)
             draws = torch.Generator(device=images.device).manual_seed(seed)
         first = self.model.forward_with_hidden(
             normalised,
-            self._keep(plan, images, "drop_path", epoch=epoch, step=step),
+            self._keep(plan, images, "drop_path", part, epoch=epoch, step=step),
             draws,
             layers=layers,
             all_tokens=all_tokens,
         )
         if method.consistency_weight == 0.0:
             return first, None
-        keep = self._keep(plan, images, "second_drop_path", epoch=epoch, step=step)
+        keep = self._keep(plan, images, "second_drop_path", part, epoch=epoch, step=step)
         second = self.model(normalised, keep, draws)
         return first, method.consistency_weight * symmetric_kl(first.logits, second)
 
     def _keep(
-        self, plan: TrainPlan, images: Tensor, purpose: str, *, epoch: int, step: int
+        self,
+        plan: TrainPlan,
+        images: Tensor,
+        purpose: str,
+        part: Part | None,
+        *,
+        epoch: int,
+        step: int,
     ) -> Tensor | None:
         if plan.drop_path == 0:
             return None
         generator = build_generator(plan.seed, f"{purpose}/{self.role}", epoch=epoch, step=step)
         depth = len(self.model.backbone.blocks)
-        keep = sample_drop_path(plan.drop_path, depth, images.shape[0], generator)
-        return None if keep is None else keep.to(images.device, non_blocking=True)
+        whole = images.shape[0] if part is None else part.batch
+        keep = sample_drop_path(plan.drop_path, depth, whole, generator)
+        if keep is None:
+            return None
+        if part is not None:  # the same masks as for the whole batch at once
+            keep = keep[:, part.start : part.start + images.shape[0]]
+        return keep.to(images.device, non_blocking=True)
 
 
 class TrainStep:
@@ -90,6 +126,9 @@ class TrainStep:
         teacher: learns beside it; None for plain adapter-tuning.
         distillation: what ties them; None exactly without a teacher.
         optimizer: over everything that learns.
+        micro_batch: most images that are run at once; a larger batch is run in parts whose
+            gradients are added up. Every term of the loss is a mean over images, so it is the same
+            step, up to rounding and, for kinds that draw at random, to other draws.
     """
 
     def __init__(
@@ -99,7 +138,10 @@ class TrainStep:
         teacher: Trainee | None,
         distillation: Distillation | None,
         optimizer: torch.optim.Optimizer,
+        *,
+        micro_batch: int | None = None,
     ) -> None:
+        self._micro_batch = micro_batch
         self._plan = plan
         self._student = student
         self._teacher = teacher
@@ -118,16 +160,33 @@ class TrainStep:
         Returns:
             The `LOSS_NAMES` as one fp32 tensor (4,), not yet waited for.
         """
-        losses = self.losses(split, rows, epoch=epoch, step=step)
+        batch, micro = len(rows), self._micro_batch
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(losses[0])
+        if micro is None or batch <= micro:
+            losses = self.losses(split, rows, epoch=epoch, step=step)
+            torch.autograd.backward(losses[0])
+            self._optimizer.step()
+            return torch.stack(losses).detach()
+        sums = torch.zeros(len(LOSS_NAMES), device=rows.device)
+        for start in range(0, batch, micro):
+            few = rows[start : start + micro]
+            losses = self.losses(split, few, epoch=epoch, step=step, part=Part(start, batch))
+            share = len(few) / batch
+            torch.autograd.backward(losses[0] * share)
+            sums += torch.stack(losses).detach() * share
         self._optimizer.step()
-        return torch.stack(losses).detach()
+        return sums
 
     def losses(
-        self, split: ResidentSplit, rows: Tensor, *, epoch: int, step: int
+        self,
+        split: ResidentSplit,
+        rows: Tensor,
+        *,
+        epoch: int,
+        step: int,
+        part: Part | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the differentiable `LOSS_NAMES` of some images."""
+        """Return the differentiable `LOSS_NAMES` of some images, or of a part of a batch."""
         labels = split.labels.index_select(0, rows)
         images = split.student_images.index_select(0, rows)
         distillation = self._distillation
@@ -138,6 +197,7 @@ class TrainStep:
             step=step,
             layers=distillation.student_layers if distillation else (),
             all_tokens=distillation is not None and distillation.all_tokens,
+            part=part,
         )
         ce_student = functional.cross_entropy(student.logits, labels)
         total = ce_student if extra is None else ce_student + extra
@@ -154,6 +214,7 @@ class TrainStep:
             step=step,
             layers=distillation.teacher_layers,
             all_tokens=distillation.all_tokens,
+            part=part,
         )
         ce_teacher = functional.cross_entropy(teacher.logits, labels)
         distance = distillation(student, teacher)

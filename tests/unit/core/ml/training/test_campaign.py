@@ -12,10 +12,10 @@ import torch
 from core.catalog.methods import AdapterKind, MethodType
 from core.ml.training.campaign import (
     CampaignPlan,
-    SilentCampaignObserver,
-    gain_over_baseline,
     run_campaign,
 )
+from core.ml.training.campaign_observer import SilentCampaignObserver
+from core.ml.training.campaign_summary import gain_over_baseline
 from core.ml.training.loop import DivergedError, TrainingStoppedError, train
 
 CPU = torch.device("cpu")
