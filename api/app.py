@@ -17,7 +17,7 @@ from api import errors
 from api.auth import DOCS_ASSETS, AuthMiddleware
 from api.deps import ReadinessProbe, Services
 from api.middleware import BodyCapMiddleware, HeadMiddleware, RequestContextMiddleware
-from api.routes import datasets, health, jobs, methods, models
+from api.routes import datasets, health, job_control, jobs, methods, models
 from api.schemas.problems import Problem
 from api.uploads import remove_abandoned
 from core.platform.db.engine import Database
@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     # For the documentation: `AuthMiddleware` decides, before anything of the request is read.
     documented = [Depends(HTTPBearer(auto_error=False))]
     if "control" in settings.roles:
-        for module in (datasets, methods, jobs, models):
+        for module in (datasets, methods, jobs, job_control, models):
             app.include_router(module.router, dependencies=documented)
     if "inference" in settings.roles:
         # By name: importing it loads torch, which the control role lives without.

@@ -42,6 +42,8 @@ class JobState(StrEnum):
     VALIDATING_FILES = "validating_files"  #: its dataset is not ready yet
     QUEUED = "queued"  #: eligible: any worker may claim it
     RUNNING = "running"  #: one attempt holds the lease
+    PAUSING = "pausing"  #: pause asked for; the attempt has still to hand the job back
+    PAUSED = "paused"  #: nobody works on it until somebody resumes it
     CANCELLING = "cancelling"  #: cancel asked for; the attempt's supervisor has still to stop it
     SUCCEEDED = "succeeded"  #: its model is published; final
     FAILED = "failed"  #: final, with `error`

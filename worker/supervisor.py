@@ -42,6 +42,7 @@ _LOG_TAIL_BYTES = 4000
 _MESSAGE_BYTES = 1 << 20
 _FINAL_MESSAGES = frozenset({"done", "failed", "stopped"})
 _CANCELLING = "cancelling"
+_PAUSING = "pausing"
 #: Read by libraries when they load, so that the child itself comes too late to set it.
 _CHILD_ENVIRONMENT = {
     # cuBLAS repeats itself bit for bit only with this.
@@ -57,7 +58,7 @@ class Ending(StrEnum):
 
     DONE = "done"  #: it did its work
     FAILED = "failed"  #: it said why another attempt would fail too
-    STOPPED = "stopped"  #: it handed its work back because the worker shuts down
+    STOPPED = "stopped"  #: it handed its work back: the worker shuts down, or the row asked for it
     CRASHED = "crashed"  #: it died, hung, or broke the protocol
     CANCELLED = "cancelled"  #: the row asked for it
     LOST = "lost"  #: the lease was lost or could not be renewed: write nothing more
@@ -146,11 +147,19 @@ class Supervisor:
         self._final: dict[str, Any] | None = None
         self._last_word_s = renewed_s
         self._stop_asked_s: float | None = None
+        self._state = ""
         self._fenced = threading.Event()
         self._ended = threading.Event()
 
     def run(self, request: dict[str, Any]) -> Outcome:
-        """Start the child, watch it, and return how it ended; it is dead when this returns."""
+        """Start the child, watch it, and return how it ended; it is dead when this returns.
+
+        It is not even started when `renew_while` has met a row that asks for the end.
+        """
+        if self._state == _CANCELLING:
+            return Outcome(Ending.CANCELLED)
+        if self._state == _PAUSING:
+            return Outcome(Ending.STOPPED)
         (self._workdir / REQUEST_FILE).write_text(json.dumps(request))
         with (self._workdir / "log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - our own module
@@ -269,13 +278,13 @@ class Supervisor:
                 if early_end is not None:
                     return early_end
             # The renewal that carries the last writes also tells whether a cancel came first.
-            state = self._flush()
+            self._flush()
         except LeaseLostError as error:
             logger.warning("%s", error)
             return Outcome(Ending.LOST)
         if self._fenced.is_set():
             return Outcome(Ending.LOST)
-        if state == _CANCELLING:
+        if self._state == _CANCELLING:
             return Outcome(Ending.CANCELLED)
         exit_code = process.wait()
         if self._final is None or exit_code != 0:
@@ -303,14 +312,15 @@ class Supervisor:
         """Renew, and return an outcome if the child must end before it wants to."""
         if self._fenced.is_set():
             return Outcome(Ending.LOST)
-        if self._renew_if_due() == _CANCELLING:
+        self._renew_if_due()
+        if self._state == _CANCELLING:
             return Outcome(Ending.CANCELLED)
         now_s = monotonic_s()
         silent_s = now_s - self._last_word_s
         if silent_s > self._limits.progress_timeout_s:
             reason = f"no progress for {silent_s:.0f} seconds; the process was killed"
             return self._crash("no_progress", reason)
-        if self._stop_asked_s is None and self._is_draining():
+        if self._stop_asked_s is None and (self._state == _PAUSING or self._is_draining()):
             self._stop_asked_s = now_s
             self._ask_to_stop(process)
         if self._stop_asked_s is not None and now_s - self._stop_asked_s > _STOP_GRACE_S:
@@ -318,19 +328,18 @@ class Supervisor:
             return Outcome(Ending.STOPPED)
         return None
 
-    def _renew_if_due(self) -> str | None:
+    def _renew_if_due(self) -> None:
         since_s = monotonic_s() - self._last_renewal_s
         news = self._progress is not None or bool(self._pending)
         if since_s < min(self._limits.heartbeat_s, 0.5 if news else _RENEW_S):
-            return None
+            return
         try:
-            return self._renew_now()
+            self._renew_now()
         except TRANSIENT_ERRORS as error:
             # Nothing is lost yet: the writes stay pending, and the watchdog counts.
             logger.warning("could not renew the lease: %s", error)
-            return None
 
-    def _renew_now(self) -> str:
+    def _renew_now(self) -> None:
         started_s = monotonic_s()
         with self._database.write() as session:
             state = self._renew(session, self._progress)
@@ -338,17 +347,19 @@ class Supervisor:
                 write(session)
         # Counted from before the statement ran: the lease may be older than the answer.
         self._last_renewal_s = started_s
+        self._state = state
         self._progress = None
         self._pending.clear()
-        return state
 
-    def _flush(self) -> str:
+    def _flush(self) -> None:
         """Write what is pending, trying until the lease must be taken for lost."""
         while True:
             try:
-                return self._renew_now()
+                self._renew_now()
             except TRANSIENT_ERRORS as error:
                 self._wait_for_database(error)
+            else:
+                return
 
     def _ask_to_stop(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None

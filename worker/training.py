@@ -54,6 +54,8 @@ class TrainingAttempt:
         self._claim = claim
         self._claimed_s = claimed_s
         self._checkpoints: list[str] = []
+        #: that of the newest checkpoint, recorded or offered
+        self._checkpoint_step = 0
 
     def run(self) -> None:
         """Work on the job until it ends, is handed back or is lost.
@@ -95,6 +97,7 @@ class TrainingAttempt:
         if job.checkpoint_sha256 is not None and store.exists(job.checkpoint_sha256):
             checkpoint = str(store.fetch(job.checkpoint_sha256))
             self._checkpoints.append(job.checkpoint_sha256)
+        self._checkpoint_step = job.checkpoint_step or 0
         return {
             "job_id": job.id,
             "name": job.name,
@@ -162,10 +165,16 @@ class TrainingAttempt:
     def _store_checkpoint(self, path: Path, step: int) -> Write:
         sha256 = self._runtime.store.put_file(path).sha256
         path.unlink()
+        # The trainer counts on from a checkpoint that it was given; one that it could not use
+        # (made on other hardware, or gone) must not keep the new ones out.
+        starts_over = step < self._checkpoint_step
+        self._checkpoint_step = step
 
         def write(session: Session) -> None:
-            repository.record_checkpoint(session, self._claim, sha256=sha256, step=step)
-            if sha256 not in self._checkpoints:
+            is_newest = repository.record_checkpoint(
+                session, self._claim, sha256=sha256, step=step, starts_over=starts_over
+            )
+            if is_newest and sha256 not in self._checkpoints:
                 self._checkpoints.append(sha256)
 
         return write

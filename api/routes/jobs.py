@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: create, watch, cancel."""
+"""Fine-tuning jobs: create and watch. What else can be done to one: `api.routes.job_control`."""
 
 import re
 from typing import Annotated
@@ -12,19 +12,17 @@ from api.deps import DatabaseDep, DoorbellDep, ReferencePath, require_json
 from api.idempotency import REPLAYED_HEADER, IdempotencyKey, create_once, digest_request
 from api.job_requests.counts import count_frozen, count_steps, count_trainable
 from api.job_requests.resolve import build_slug, resolve
+from api.job_views import build_view, show_job
 from api.pagination import LogPageDep, Page, PageDep
 from api.schemas.jobs import (
     EpochMetrics,
     Job,
     JobEstimate,
     JobEvent,
-    JobProgress,
     JobRequest,
-    TrainableByRole,
 )
 from api.schemas.problems import problems
 from core.catalog.backbones import get_backbone
-from core.clock import now_s
 from core.errors import FieldError, InvalidError, NotFoundError
 from core.platform.datasets.repository import get_dataset
 from core.platform.db.tables import DatasetRow, JobRow
@@ -73,6 +71,7 @@ def create_job(
             name=wanted.name or build_slug(dataset.name),
             spec=spec,
             metadata=dict(wanted.metadata),
+            priority=wanted.priority,
         )
         session.refresh(row)
         return row.id, row
@@ -85,7 +84,7 @@ def create_job(
         response.headers[REPLAYED_HEADER] = "true"
     response.headers["Location"] = f"{router.prefix}/{row.id}"
     with database.read() as session:
-        return _show(session, repository.get_job(session, row.id))
+        return show_job(session, repository.get_job(session, row.id))
 
 
 @router.get("", responses=problems(422))
@@ -103,14 +102,14 @@ def list_jobs(
             descending=page.descending,
             state=None if status is None else status.value,
         )
-        return page.build_page(rows, lambda row: _show(session, row))
+        return page.build_page(rows, build_view(session, rows[: page.limit]))
 
 
 @router.get("/{job_id}", responses=problems(404))
 def get_job(database: DatabaseDep, job_id: ReferencePath) -> Job:
     """Show one job."""
     with database.read() as session:
-        return _show(session, repository.get_job(session, job_id))
+        return show_job(session, repository.get_job(session, job_id))
 
 
 @router.get("/{job_id}/events", responses=problems(404, 422))
@@ -132,13 +131,6 @@ def list_metrics(database: DatabaseDep, job_id: ReferencePath) -> Page[EpochMetr
         repository.get_job(session, job_id)
         rows = events.list_epochs(session, job_id)
     return Page[EpochMetrics](data=[EpochMetrics.from_row(row) for row in rows], has_more=False)
-
-
-@router.post("/{job_id}/cancel", responses=problems(404, 409))
-def cancel_job(database: DatabaseDep, job_id: ReferencePath) -> Job:
-    """Cancel a job; one that runs is `cancelling` until its trainer has stopped."""
-    with database.write() as session:
-        return _show(session, repository.request_cancel(session, job_id))
 
 
 def _estimate(database: DatabaseDep, wanted: JobRequest, spec: JobSpec) -> JobEstimate:
@@ -190,25 +182,3 @@ def _parse_event_id(after: str | None) -> int:
         detail = {"type": "event_id", "loc": ("query", "after"), "msg": "must be an id like evt_42"}
         raise RequestValidationError([detail])
     return int(match[1])
-
-
-def _show(session: Session, row: JobRow) -> Job:
-    dataset = repository.get_dataset_of(session, row)
-    trainable: TrainableByRole | None = None
-    if dataset.classes:
-        trainable = count_trainable(JobSpec.from_json(row.spec), len(dataset.classes))
-    return Job.from_row(row, progress=_build_progress(session, row), trainable=trainable)
-
-
-def _build_progress(session: Session, row: JobRow) -> JobProgress:
-    """Put what the trainer last said and what the queue knows into one shape."""
-    state = JobState(row.state)
-    progress = JobProgress.from_report(row.progress or {})
-    if state is JobState.SUCCEEDED:
-        progress = progress.model_copy(update={"percent": 100.0, "eta_s": 0.0})
-    elif state in (JobState.RUNNING, JobState.CANCELLING) and progress.eta_s is not None:
-        progress.estimated_finish = int(now_s() + progress.eta_s)
-    else:
-        progress.eta_s = None
-    progress.queue_position = repository.queue_position(session, row)
-    return progress

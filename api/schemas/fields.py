@@ -113,6 +113,7 @@ def _trimmed(limit: int) -> Callable[[str], str]:
 DisplayName = Annotated[str, AfterValidator(_trimmed(200)), AfterValidator(_printable)]
 Slug = Annotated[str, Field(pattern=SLUG_PATTERN)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+PriorityNumber = Annotated[int, Field(strict=True, ge=-100, le=100)]
 
 
 def to_unix_s(timestamp_s: float | None) -> int | None:

@@ -13,6 +13,7 @@ from api.schemas.fields import (
     AutoFloat,
     AutoInt,
     ItemName,
+    PriorityNumber,
     RateOrAuto,
     Seed,
     Slug,
@@ -163,6 +164,7 @@ class JobRequest(_Request):
     name: Slug | None = Field(None, description="Also the model's; absent: the dataset's.")
     seed: Seed = 0
     metadata: Metadata = Field(default_factory=dict, description="Up to 16 strings, kept as given.")
+    priority: PriorityNumber = Field(0, description="Higher starts first, equal ones by age.")
     method: MethodRequest
     recipe: str = Field(
         Recipe.DEFAULT.value,
@@ -194,6 +196,11 @@ class JobProgress(BaseModel):
     eta_s: float | None = Field(None, description="Seconds to go, as the trainer sees it.")
     estimated_finish: int | None = Field(None, description="Unix seconds.")
     queue_position: int | None = Field(None, description="Queued jobs ahead of this one.")
+    estimated_start: int | None = Field(
+        None,
+        description="Of a queued job, unix seconds: told from the time that running jobs have left "
+        "and that recent ones took. Null while nothing is known to tell it from.",
+    )
     details: dict[str, Any] = Field(default_factory=dict, description="Step, losses, accuracies.")
 
     @classmethod
@@ -236,6 +243,8 @@ class Job(BaseModel):
     model_id: str | None = Field(description="Once `succeeded`.")
     spec: dict[str, Any] = Field(description="The request with every default filled in.")
     metadata: dict[str, str]
+    priority: int
+    retried_from: str | None = Field(description="The failed job that this one repeats.")
     progress: JobProgress
     trainable_parameters: TrainableByRole | None = Field(description="Once the classes are known.")
     attempt: int = Field(description="Tries so far; a lost worker costs one.")
@@ -257,6 +266,8 @@ class Job(BaseModel):
             model_id=row.model_id,
             spec=row.spec,
             metadata=row.labels,
+            priority=row.priority,
+            retried_from=row.retried_from,
             progress=progress,
             trainable_parameters=trainable,
             attempt=row.attempt,

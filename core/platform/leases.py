@@ -6,10 +6,11 @@ must hit exactly one row. When a lease expires, the row goes back to its eligibl
 attempt gets a new number, so that whatever the old attempt still writes hits nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform.db.clock import db_now
@@ -45,9 +46,10 @@ def claim_next(
     active: str,
     owner: str,
     ttl_s: float,
+    order: Sequence[SQLColumnExpression[Any]] | None = None,
     extra: dict[Any, Any] | None = None,
 ) -> Claim | None:
-    """Claim the oldest eligible row, or return None when there is none.
+    """Claim the eligible row that comes first, or return None when there is none.
 
     Args:
         session: a write transaction.
@@ -56,6 +58,7 @@ def claim_next(
         active: state that the claimed row gets.
         owner: who claims.
         ttl_s: how long the lease lasts without a renewal, seconds.
+        order: which row comes first, None for the oldest; an index on the state and this serves it.
         extra: further columns to set with the claim.
 
     The inner SELECT locks the row on PostgreSQL and skips rows that others are claiming; SQLite has
@@ -64,7 +67,7 @@ def claim_next(
     candidate = (
         select(table.id)
         .where(table.state == eligible)
-        .order_by(table.created_at, table.id)
+        .order_by(*(order or (table.created_at, table.id)))
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()

@@ -1,6 +1,6 @@
 """The tables. All times are unix seconds on the database's clock."""
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.platform.db.base import Base, JsonObject, Leased
@@ -48,6 +48,8 @@ class JobRow(Leased, Base):
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     state: Mapped[str] = mapped_column(String(20), default=JobState.VALIDATING_FILES.value)
+    #: higher is claimed first; the server's default is for processes of the release before
+    priority: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), index=True)
     #: the request with every default resolved: `core.platform.jobs.specs.JobSpec`
     spec: Mapped[JsonObject]
@@ -57,11 +59,17 @@ class JobRow(Leased, Base):
     checkpoint_sha256: Mapped[str | None] = mapped_column(_SHA256, default=None)
     checkpoint_step: Mapped[int | None] = mapped_column(Integer, default=None)
     model_id: Mapped[str | None] = mapped_column(_ID, default=None)
+    #: the failed job that this one repeats; no reference, as that one may be deleted
+    retried_from: Mapped[str | None] = mapped_column(_ID, default=None)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
     started_at: Mapped[float | None] = mapped_column(Float(53), default=None)
     finished_at: Mapped[float | None] = mapped_column(Float(53), default=None)
 
-    __table_args__ = (Index("ix_jobs_state_created_at", "state", "created_at"),)
+    __table_args__ = (
+        Index("ix_jobs_state_created_at", "state", "created_at"),
+        # The order of claims: `core.platform.jobs.queue.CLAIM_ORDER`.
+        Index("ix_jobs_queue", "state", priority.desc(), "created_at", "id"),
+    )
 
 
 class JobEventRow(Base):

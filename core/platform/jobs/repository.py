@@ -1,5 +1,10 @@
-"""Every change to a job's row. Callers bring the transaction; nothing here commits."""
+"""Jobs as they are created and read, and all that an attempt or a sweep does to them.
 
+What users ask of a job that is there is in `core.platform.jobs.control`. Callers bring the
+transaction; nothing here commits.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
@@ -10,19 +15,14 @@ from core.platform import leases
 from core.platform.db.clock import db_now
 from core.platform.db.tables import DatasetRow, JobRow, ModelRow
 from core.platform.jobs.events import add_event
+from core.platform.jobs.queue import CLAIM_ORDER
 from core.platform.jobs.specs import JobSpec
-from core.platform.jobs.states import HELD, TERMINAL, TRANSITIONS
-from core.platform.leases import Claim
+from core.platform.jobs.states import HELD
+from core.platform.jobs.transitions import enter, enter_by_attempt, hold
+from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetId, DatasetState, JobState, new_job_id
 
-_RUNNING = (JobState.RUNNING.value,)
 _HELD = tuple(state.value for state in HELD)
-
-
-class JobTerminalError(ConflictError):
-    """The job has already ended."""
-
-    code = "job_terminal"
 
 
 class DatasetUnusableError(ConflictError):
@@ -38,8 +38,19 @@ def create_job(
     name: str,
     spec: JobSpec,
     metadata: dict[str, Any],
+    priority: int = 0,
+    retried_from: str | None = None,
 ) -> JobRow:
     """Accept a job: queued if its dataset is ready, else waiting for it.
+
+    Args:
+        session: a write transaction.
+        dataset_id: what to train on.
+        name: the job's, and its model's.
+        spec: what to do.
+        metadata: kept for the user.
+        priority: higher is claimed first.
+        retried_from: the job that this one repeats.
 
     Raises:
         NotFoundError: no such dataset.
@@ -61,10 +72,14 @@ def create_job(
         dataset_id=dataset_id,
         spec=spec.to_json(),
         labels=metadata,
+        priority=priority,
+        retried_from=retried_from,
     )
     session.add(job)
     session.flush()
-    add_event(session, job.id, "job accepted", event_type="job.created")
+    again = f" as another try of {retried_from}" if retried_from else ""
+    data = {"retried_from": retried_from} if retried_from else {}
+    add_event(session, job.id, f"job accepted{again}", event_type="job.created", data=data)
     return job
 
 
@@ -94,16 +109,40 @@ def get_job(session: Session, job_id: str) -> JobRow:
     """
     job = find_job(session, job_id)
     if job is None:
-        raise NotFoundError(
-            f"there is no fine-tuning job {job_id}; GET /v1/fine_tuning/jobs lists them",
-            code="job_not_found",
-        )
+        raise _unknown_job(job_id)
     return job
+
+
+def lock_job(session: Session, job_id: str) -> JobRow:
+    """Return the job as it is now; it stays so until this transaction ends or changes it.
+
+    Raises:
+        NotFoundError: no such job.
+    """
+    job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
+    if job is None:
+        raise _unknown_job(job_id)
+    return job
+
+
+def _unknown_job(job_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no fine-tuning job {job_id}; GET /v1/fine_tuning/jobs lists them",
+        code="job_not_found",
+    )
 
 
 def get_dataset_of(session: Session, job: JobRow) -> DatasetRow:
     """Return the dataset that a job trains on."""
     return session.get_one(DatasetRow, job.dataset_id)
+
+
+def get_datasets_of(session: Session, jobs: Sequence[JobRow]) -> dict[str, DatasetRow]:
+    """Return the datasets that jobs train on, by id, with one query."""
+    ids = {job.dataset_id for job in jobs}
+    return {
+        row.id: row for row in session.scalars(select(DatasetRow).where(DatasetRow.id.in_(ids)))
+    }
 
 
 def list_jobs(
@@ -132,17 +171,8 @@ def _beyond(anchor: JobRow, *, descending: bool) -> ColumnElement[bool]:
     return or_(JobRow.created_at > anchor.created_at, and_(same, JobRow.id > anchor.id))
 
 
-def queue_position(session: Session, job: JobRow) -> int | None:
-    """Return how many queued jobs are ahead of this one, or None when it is not queued."""
-    if job.state != JobState.QUEUED:
-        return None
-    ahead = _beyond(job, descending=True)
-    query = select(func.count()).select_from(JobRow).where(JobRow.state == JobState.QUEUED, ahead)
-    return session.scalar(query) or 0
-
-
 def claim_job(session: Session, *, owner: str, ttl_s: float) -> Claim | None:
-    """Claim the oldest queued job for a new attempt, or return None."""
+    """Claim the queued job that is next for a new attempt, or return None."""
     claim = leases.claim_next(
         session,
         JobRow,
@@ -150,6 +180,7 @@ def claim_job(session: Session, *, owner: str, ttl_s: float) -> Claim | None:
         active=JobState.RUNNING,
         owner=owner,
         ttl_s=ttl_s,
+        order=CLAIM_ORDER,
         extra={JobRow.started_at: func.coalesce(JobRow.started_at, db_now())},
     )
     if claim is not None:
@@ -166,7 +197,9 @@ def claim_job(session: Session, *, owner: str, ttl_s: float) -> Claim | None:
 def report_progress(
     session: Session, claim: Claim, *, ttl_s: float, progress: dict[str, Any] | None = None
 ) -> str:
-    """Renew the lease, store progress, and return the state (`cancelling` asks to stop).
+    """Renew the lease, store progress, and return the state.
+
+    `cancelling` asks to stop, `pausing` to stop at a checkpoint.
 
     Raises:
         LeaseLostError: another attempt, or the end of the job, has overtaken this one.
@@ -177,32 +210,42 @@ def report_progress(
     return leases.fenced_update(session, JobRow, claim, states=_HELD, values=values)
 
 
-def record_checkpoint(session: Session, claim: Claim, *, sha256: str, step: int) -> None:
+def record_checkpoint(
+    session: Session, claim: Claim, *, sha256: str, step: int, starts_over: bool = False
+) -> bool:
     """Point the job at a newer checkpoint, from which the next attempt goes on.
+
+    Args:
+        session: a write transaction.
+        claim: the attempt's.
+        sha256: the checkpoint.
+        step: after how many steps it was taken. A step before the one that is recorded is refused.
+        starts_over: whether the attempt could not use the recorded one, and began anew.
+
+    Returns:
+        Whether the job points at it now.
 
     Raises:
         LeaseLostError: as in `report_progress`.
     """
-    values: dict[InstrumentedAttribute[Any], Any] = {
-        JobRow.checkpoint_sha256: sha256,
-        JobRow.checkpoint_step: step,
-    }
-    leases.fenced_update(session, JobRow, claim, states=_HELD, values=values)
+    job = hold(session, claim)
+    if not starts_over and job.checkpoint_step is not None and step < job.checkpoint_step:
+        return False
+    job.checkpoint_sha256, job.checkpoint_step = sha256, step
+    session.flush()
+    return True
 
 
 def publish(session: Session, claim: Claim, model: ModelRow) -> None:
     """End the job as succeeded and publish its model, both or neither.
 
+    A pause that was asked for too late to stop the attempt changes nothing.
+
     Raises:
         LeaseLostError: the attempt was overtaken, or the job is being cancelled.
     """
-    values: dict[InstrumentedAttribute[Any], Any] = {
-        JobRow.state: JobState.SUCCEEDED.value,
-        JobRow.model_id: model.id,
-        JobRow.finished_at: db_now(),
-        **leases.surrender(JobRow),
-    }
-    leases.fenced_update(session, JobRow, claim, states=_RUNNING, values=values)
+    values: dict[InstrumentedAttribute[Any], Any] = {JobRow.model_id: model.id}
+    enter_by_attempt(session, claim, JobState.SUCCEEDED, values)
     session.add(model)
     session.flush()
     add_event(
@@ -221,13 +264,7 @@ def fail(session: Session, claim: Claim, error: dict[str, Any]) -> None:
     Raises:
         LeaseLostError: the attempt was overtaken, or the job is being cancelled.
     """
-    values: dict[InstrumentedAttribute[Any], Any] = {
-        JobRow.state: JobState.FAILED.value,
-        JobRow.error: error,
-        JobRow.finished_at: db_now(),
-        **leases.surrender(JobRow),
-    }
-    leases.fenced_update(session, JobRow, claim, states=_RUNNING, values=values)
+    enter_by_attempt(session, claim, JobState.FAILED, {JobRow.error: error})
     add_event(
         session,
         claim.row_id,
@@ -240,21 +277,20 @@ def fail(session: Session, claim: Claim, error: dict[str, Any]) -> None:
 
 
 def release(session: Session, claim: Claim) -> None:
-    """Give a running job back without charging the attempt (the worker is shutting down).
+    """Give a job back without charging the attempt: paused if that was asked for, else queued.
 
     Raises:
         LeaseLostError: the attempt was overtaken, or the job is being cancelled.
     """
-    values: dict[InstrumentedAttribute[Any], Any] = {
-        JobRow.state: JobState.QUEUED.value,
-        **leases.surrender(JobRow),
-    }
-    leases.fenced_update(session, JobRow, claim, states=_RUNNING, values=values)
+    job = hold(session, claim)
+    target = _get_state_after(job)
+    enter(session, job, target)
+    is_paused = target is JobState.PAUSED
     add_event(
         session,
         claim.row_id,
-        "attempt handed back: its worker is shutting down",
-        event_type="attempt.released",
+        "job paused" if is_paused else "attempt handed back by its worker, and not counted",
+        event_type="job.paused" if is_paused else "attempt.released",
         attempt=claim.attempt,
     )
 
@@ -262,7 +298,7 @@ def release(session: Session, claim: Claim) -> None:
 def give_up_attempt(
     session: Session, claim: Claim, error: dict[str, Any], *, max_attempts: int
 ) -> str:
-    """End an attempt that crashed: back to the queue, or failed when it was the last one.
+    """End an attempt that crashed: queued or paused again, or failed when it was the last one.
 
     Returns:
         The job's new state.
@@ -270,8 +306,7 @@ def give_up_attempt(
     Raises:
         LeaseLostError: the attempt was overtaken, or the job is being cancelled.
     """
-    leases.fenced_update(session, JobRow, claim, states=_RUNNING, values={})
-    job = session.get_one(JobRow, claim.row_id, populate_existing=True)
+    job = hold(session, claim)
     _charge_attempt(session, job, error, max_attempts=max_attempts)
     return job.state
 
@@ -282,82 +317,46 @@ def finish_cancel(session: Session, claim: Claim) -> None:
     Raises:
         LeaseLostError: the attempt was overtaken.
     """
-    values: dict[InstrumentedAttribute[Any], Any] = {
-        JobRow.state: JobState.CANCELLED.value,
-        JobRow.finished_at: db_now(),
-        **leases.surrender(JobRow),
-    }
-    states = (JobState.CANCELLING.value,)
-    leases.fenced_update(session, JobRow, claim, states=states, values=values)
+    enter_by_attempt(session, claim, JobState.CANCELLED)
     add_event(
         session, claim.row_id, "job cancelled", event_type="job.cancelled", attempt=claim.attempt
     )
 
 
-def request_cancel(session: Session, job_id: str) -> JobRow:
-    """Cancel at once a job that nobody works on; ask the supervisor of one that runs.
-
-    Repeating the call changes nothing.
-
-    Raises:
-        NotFoundError: no such job.
-        JobTerminalError: the job has succeeded or failed.
-    """
-    # Locked before it is looked at: a job that is handed back between the look and the write would
-    # lose the cancellation.
-    job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
-    if job is None:
-        raise NotFoundError(
-            f"there is no fine-tuning job {job_id}; GET /v1/fine_tuning/jobs lists them",
-            code="job_not_found",
-        )
-    state = JobState(job.state)
-    if JobState.CANCELLING in TRANSITIONS[state]:
-        job.state = JobState.CANCELLING.value
-        add_event(session, job_id, "cancellation asked for", event_type="job.cancelling")
-    elif state in TERMINAL and state != JobState.CANCELLED:
-        raise JobTerminalError(f"job {job_id} has already {state}; nothing is left to cancel")
-    elif state not in HELD and state not in TERMINAL:
-        job.state = JobState.CANCELLED.value
-        job.finished_at = session.scalar(select(db_now()))
-        add_event(session, job_id, "job cancelled", event_type="job.cancelled")
-    session.flush()
-    return job
-
-
 def promote_waiting(session: Session, dataset_id: str, state: DatasetState) -> int:
     """Move the jobs that waited for a dataset on, now that it is ready or never will be.
+
+    Paused jobs stay paused when it is ready; without a usable dataset they fail like the others.
 
     Returns:
         How many jobs became queued.
     """
-    waiting = select(JobRow).where(
-        JobRow.dataset_id == dataset_id, JobRow.state == JobState.VALIDATING_FILES
-    )
+    origins = (JobState.VALIDATING_FILES.value, JobState.PAUSED.value)
+    waiting = select(JobRow).where(JobRow.dataset_id == dataset_id, JobRow.state.in_(origins))
+    jobs = session.scalars(waiting.with_for_update()).all()
     queued = 0
-    for job in session.scalars(waiting.with_for_update()):
+    for job in jobs:
         if state == DatasetState.READY:
-            job.state = JobState.QUEUED.value
-            add_event(session, job.id, "dataset ready, job queued", event_type="job.queued")
-            queued += 1
-        else:
-            error: dict[str, Any] = {
-                "code": "dataset_not_usable",
-                "message": f"dataset {dataset_id} is {state}; see GET /v1/datasets/{dataset_id}",
-                "class": "user" if state == DatasetState.INVALID else "system",
-            }
-            job.state = JobState.FAILED.value
-            job.error = error
-            job.finished_at = session.scalar(select(db_now()))
-            add_event(
-                session,
-                job.id,
-                error["message"],
-                event_type="job.failed",
-                level="error",
-                data=error,
-            )
-    session.flush()
+            if job.state == JobState.VALIDATING_FILES:
+                enter(session, job, JobState.QUEUED)
+                add_event(session, job.id, "dataset ready, job queued", event_type="job.queued")
+                queued += 1
+            continue
+        error: dict[str, Any] = {
+            "code": "dataset_not_usable",
+            "message": f"dataset {dataset_id} is {state}; see GET /v1/datasets/{dataset_id}",
+            "class": "user" if state == DatasetState.INVALID else "system",
+        }
+        job.error = error
+        enter(session, job, JobState.FAILED)
+        add_event(
+            session,
+            job.id,
+            error["message"],
+            event_type="job.failed",
+            level="error",
+            data=error,
+        )
     return queued
 
 
@@ -367,9 +366,7 @@ def expire_attempts(session: Session, *, max_attempts: int) -> list[str]:
     jobs = list(session.scalars(lost.with_for_update(skip_locked=True)))
     for job in jobs:
         if job.state == JobState.CANCELLING:
-            job.state = JobState.CANCELLED.value
-            job.finished_at = session.scalar(select(db_now()))
-            job.lease_owner = job.lease_expires_at = None
+            enter(session, job, JobState.CANCELLED)
             add_event(session, job.id, "job cancelled", event_type="job.cancelled")
             continue
         error = {
@@ -378,23 +375,31 @@ def expire_attempts(session: Session, *, max_attempts: int) -> list[str]:
             "class": "system",
         }
         _charge_attempt(session, job, error, max_attempts=max_attempts)
-    session.flush()
     return [job.id for job in jobs]
+
+
+def _get_state_after(job: JobRow) -> JobState:
+    """Return where a job goes whose attempt ends without an end of the job."""
+    match JobState(job.state):
+        case JobState.RUNNING:
+            return JobState.QUEUED
+        case JobState.PAUSING:
+            return JobState.PAUSED
+        case _:
+            raise LeaseLostError(f"{job.id} is {job.state}")
 
 
 def _charge_attempt(
     session: Session, job: JobRow, error: dict[str, Any], *, max_attempts: int
 ) -> None:
-    """Count a failed attempt and send the job back to the queue, or to `failed` after the last."""
+    """Count a failed attempt and queue or pause the job again, or fail it after the last."""
+    target = _get_state_after(job)
     job.failures += 1
-    job.lease_owner = job.lease_expires_at = None
     final = job.failures >= max_attempts
     if final:
-        job.state = JobState.FAILED.value
         job.error = {**error, "attempts": job.failures}
-        job.finished_at = session.scalar(select(db_now()))
-    else:
-        job.state = JobState.QUEUED.value
+        target = JobState.FAILED
+    enter(session, job, target)
     again = "given up" if final else "will be tried again from its last checkpoint"
     add_event(
         session,
@@ -405,4 +410,5 @@ def _charge_attempt(
         attempt=job.attempt,
         data=error,
     )
-    session.flush()
+    if target is JobState.PAUSED:
+        add_event(session, job.id, "job paused", event_type="job.paused", attempt=job.attempt)

@@ -10,6 +10,7 @@ from core.platform.datasets import repository as datasets
 from core.platform.db.clock import db_now
 from core.platform.db.engine import Database
 from core.platform.db.tables import DatasetRow, JobRow, ModelRow
+from core.platform.jobs import control, events
 from core.platform.jobs import repository as jobs
 from core.platform.jobs.specs import JobSpec
 from core.platform.leases import Claim
@@ -56,16 +57,18 @@ def add_dataset(database: Database, state: DatasetState = DatasetState.READY) ->
         return DatasetId(dataset.id)
 
 
-def add_job(database: Database, dataset_id: DatasetId | None = None) -> str:
+def add_job(database: Database, dataset_id: DatasetId | None = None, *, priority: int = 0) -> str:
     """A job on this dataset, or on a ready one of its own."""
     dataset_id = dataset_id or add_dataset(database)
     with database.write() as session:
-        job = jobs.create_job(session, dataset_id=dataset_id, name="f", spec=SPEC, metadata={})
+        job = jobs.create_job(
+            session, dataset_id=dataset_id, name="f", spec=SPEC, metadata={}, priority=priority
+        )
         return job.id
 
 
 def claim(database: Database, owner: str = "host:1") -> Claim:
-    """Claim the oldest queued job."""
+    """Claim the queued job that is next."""
     with database.write() as session:
         claimed = jobs.claim_job(session, owner=owner, ttl_s=TTL_S)
     assert claimed is not None
@@ -86,7 +89,11 @@ def add_job_in(database: Database, state: JobState) -> Claim:
     claimed = claim(database)
     with database.write() as session:
         if state in (JobState.CANCELLING, JobState.CANCELLED):
-            jobs.request_cancel(session, job_id)
+            control.request_cancel(session, job_id)
+        if state in (JobState.PAUSING, JobState.PAUSED):
+            control.request_pause(session, job_id)
+        if state == JobState.PAUSED:
+            jobs.release(session, claimed)
         if state == JobState.CANCELLED:
             jobs.finish_cancel(session, claimed)
         elif state == JobState.SUCCEEDED:
@@ -95,6 +102,36 @@ def add_job_in(database: Database, state: JobState) -> Claim:
             jobs.fail(session, claimed, CRASH)
     assert job_of(database, job_id).state == state
     return claimed
+
+
+def cancel(database: Database, job_id: str) -> str:
+    """Ask for a cancellation; the state that the job is in then."""
+    with database.write() as session:
+        return control.request_cancel(session, job_id).state
+
+
+def pause(database: Database, job_id: str) -> str:
+    """Ask for a pause; the state that the job is in then."""
+    with database.write() as session:
+        return control.request_pause(session, job_id).state
+
+
+def resume(database: Database, job_id: str) -> str:
+    """Ask for a resumption; the state that the job is in then."""
+    with database.write() as session:
+        return control.request_resume(session, job_id).state
+
+
+def retry(database: Database, job_id: str) -> str:
+    """Try a failed job again; the new job's id."""
+    with database.write() as session:
+        return control.retry_job(session, job_id).id
+
+
+def tell_events(database: Database, job_id: str) -> list[str]:
+    """The types of a job's events, oldest first."""
+    with database.read() as session:
+        return [e.type for e in events.list_events(session, job_id, after=0, limit=1000)]
 
 
 def build_model(session: Session, job_id: str) -> ModelRow:

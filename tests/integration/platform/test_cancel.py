@@ -8,8 +8,8 @@ from sqlalchemy import event
 
 from core.errors import NotFoundError
 from core.platform.db.engine import Database
-from core.platform.jobs import events, repository
-from core.platform.jobs.repository import JobTerminalError
+from core.platform.jobs import control, events, repository
+from core.platform.jobs.control import JobTerminalError
 from core.platform.leases import LeaseLostError
 from core.types import JobState
 from tests.integration.platform.rows import (
@@ -17,16 +17,12 @@ from tests.integration.platform.rows import (
     TTL_S,
     add_job,
     add_job_in,
+    cancel,
     claim,
     columns_of,
     job_of,
     lose,
 )
-
-
-def cancel(database: Database, job_id: str) -> str:
-    with database.write() as session:
-        return repository.request_cancel(session, job_id).state
 
 
 @pytest.mark.parametrize(
@@ -35,6 +31,8 @@ def cancel(database: Database, job_id: str) -> str:
         ("validating_files", "cancelled"),
         ("queued", "cancelled"),
         ("running", "cancelling"),
+        ("pausing", "cancelling"),
+        ("paused", "cancelled"),
         ("cancelling", "cancelling"),
         ("cancelled", "cancelled"),
     ],
@@ -127,7 +125,7 @@ def test_a_cancel_is_not_lost_between_hands(postgresql: Database, hand_back: str
 
         with postgresql.write() as session:
             event.listen(session.connection(), "after_cursor_execute", interfere)
-            answer = repository.request_cancel(session, job_id).state
+            answer = control.request_cancel(session, job_id).state
         error = endings[0].exception()
     expected = "cancelled" if error is None else "cancelling"
     assert answer == job_of(postgresql, job_id).state == expected

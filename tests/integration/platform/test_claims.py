@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from core.platform.db.engine import Database
 from core.platform.db.tables import JobRow
-from core.platform.jobs import events, repository
+from core.platform.jobs import control, events, repository
 from core.platform.leases import Claim
 from core.types import JobState
 from tests.integration.platform.rows import (
@@ -146,7 +146,7 @@ class TestClaim:
             def cancel(job_id: str = job_id, barrier: threading.Barrier = barrier) -> str:
                 barrier.wait()
                 with database.write() as session:
-                    return repository.request_cancel(session, job_id).state
+                    return control.request_cancel(session, job_id).state
 
             def try_claim(barrier: threading.Barrier = barrier) -> Claim | None:
                 barrier.wait()

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from core.platform.datasets import repository
 from core.platform.db.engine import Database
 from core.platform.db.tables import DatasetRow
+from core.platform.jobs import control
 from core.platform.jobs import repository as jobs
 from core.platform.jobs.repository import DatasetUnusableError
 from core.platform.leases import Claim, LeaseLostError
@@ -170,7 +171,7 @@ class TestPromotion:
         waiting = [add_job(database, dataset_id) for _ in range(2)]
         cancelled = add_job(database, dataset_id)
         with database.write() as session:
-            jobs.request_cancel(session, cancelled)
+            control.request_cancel(session, cancelled)
         elsewhere = add_job(database, add_dataset(database, DatasetState.VALIDATING))
         claimed = claim(database)
         with database.write() as session:

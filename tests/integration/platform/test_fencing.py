@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.platform.db.engine import Database
 from core.platform.db.tables import JobEventRow, ModelRow
-from core.platform.jobs import repository
+from core.platform.jobs import control, repository
 from core.platform.leases import Claim, LeaseLostError
 from core.types import JobState
 from tests.integration.platform.rows import (
@@ -77,7 +77,7 @@ class TestOvertaken:
         lose(database, first)
         second = claim(database, owner="host:2")
         with database.write() as session:
-            repository.request_cancel(session, second.row_id)
+            control.request_cancel(session, second.row_id)
         assert_hits_nothing(database, first, write)
 
     def test_when_the_job_waits_again(self, database: Database, write: Write) -> None:

@@ -11,7 +11,8 @@ from core.errors import NotFoundError
 from core.platform.datasets.repository import list_datasets
 from core.platform.db.engine import Database
 from core.platform.db.tables import DatasetRow, JobRow, ModelRow
-from core.platform.jobs import events, repository
+from core.platform.jobs import control, events, repository
+from core.platform.jobs.queue import find_places
 from core.platform.models.repository import get_model, list_models
 from tests.integration.platform.rows import (
     add_dataset,
@@ -103,16 +104,14 @@ def test_the_place_in_the_queue_is_the_order_of_claims(database: Database) -> No
 
     def positions() -> list[int | None]:
         with database.read() as session:
-            return [
-                repository.queue_position(session, repository.get_job(session, job_id))
-                for job_id in ids
-            ]
+            places = find_places(session, [repository.get_job(session, job_id) for job_id in ids])
+        return [places[job_id].position if job_id in places else None for job_id in ids]
 
     assert positions() == [0, 1, 2, 3]
     assert claim(database).row_id == ids[0]
     assert positions() == [None, 0, 1, 2]
     with database.write() as session:
-        repository.request_cancel(session, ids[2])
+        control.request_cancel(session, ids[2])
     assert positions() == [None, 0, None, 1]
     with database.read() as session:
         assert len(repository.list_jobs(session, after=None, limit=1000, state="queued")) == 2

@@ -27,8 +27,8 @@ from sqlalchemy.orm import Session
 
 from core.platform.datasets import repository as datasets
 from core.platform.db.engine import Database
-from core.platform.jobs import events, repository
-from core.platform.jobs.repository import JobTerminalError
+from core.platform.jobs import control, events, repository
+from core.platform.jobs.control import JobTerminalError
 from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState
 from tests.integration.platform.rows import (
@@ -212,7 +212,7 @@ class Jobs(RuleBasedStateMachine):
             pytest.raises(JobTerminalError) if refuses else contextlib.nullcontext(),
             self.database.write() as session,
         ):
-            repository.request_cancel(session, job_id)
+            control.request_cancel(session, job_id)
         if job.state in ("validating_files", "queued"):
             job.state = "cancelled"
         elif job.state == "running":

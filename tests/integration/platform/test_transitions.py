@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from core.errors import ConflictError
 from core.platform.db.engine import Database
-from core.platform.jobs import repository
-from core.platform.jobs.repository import JobTerminalError
+from core.platform.jobs import control, repository
 from core.platform.jobs.states import TERMINAL, TRANSITIONS
 from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState, JobState
@@ -47,6 +47,13 @@ def promote(session: Session, claimed: Claim, *, state: DatasetState) -> None:
     repository.promote_waiting(session, dataset_id, state)
 
 
+def resume_unready(session: Session, claimed: Claim) -> None:
+    job = repository.get_job(session, claimed.row_id)
+    repository.get_dataset_of(session, job).state = DatasetState.PENDING.value
+    session.flush()
+    control.request_resume(session, claimed.row_id)
+
+
 ACTS: dict[str, Act] = {
     "claim": in_a_write(lambda s, _c: repository.claim_job(s, owner="host:2", ttl_s=TTL_S)),
     "heartbeat": in_a_write(lambda s, c: repository.report_progress(s, c, ttl_s=TTL_S)),
@@ -59,7 +66,12 @@ ACTS: dict[str, Act] = {
     "crash": in_a_write(lambda s, c: repository.give_up_attempt(s, c, CRASH, max_attempts=3)),
     "last crash": in_a_write(lambda s, c: repository.give_up_attempt(s, c, CRASH, max_attempts=1)),
     "finish cancel": in_a_write(repository.finish_cancel),
-    "ask to cancel": in_a_write(lambda s, c: repository.request_cancel(s, c.row_id)),
+    "ask to cancel": in_a_write(lambda s, c: control.request_cancel(s, c.row_id)),
+    "ask to pause": in_a_write(lambda s, c: control.request_pause(s, c.row_id)),
+    "ask to resume": in_a_write(lambda s, c: control.request_resume(s, c.row_id)),
+    "ask to resume before its dataset is ready": in_a_write(resume_unready),
+    "ask to retry": in_a_write(lambda s, c: control.retry_job(s, c.row_id)),
+    "ask for a priority": in_a_write(lambda s, c: control.change_priority(s, c.row_id, 7)),
     "expire": functools.partial(sweep, max_attempts=3),
     "last expiry": functools.partial(sweep, max_attempts=1),
     "dataset ready": in_a_write(functools.partial(promote, state=DatasetState.READY)),
@@ -74,17 +86,17 @@ def try_everything(database: Database, state: JobState) -> set[JobState]:
     for act in ACTS.values():
         claimed = add_job_in(database, state)
         before = columns_of(job_of(database, claimed.row_id))
-        with contextlib.suppress(LeaseLostError, JobTerminalError):
+        with contextlib.suppress(LeaseLostError, ConflictError):
             act(database, claimed)
         after = columns_of(job_of(database, claimed.row_id))
         reached.add(JobState(after["state"]))
         if state in TERMINAL:
             lease = {"lease_expires_at": None}  # which `sweep` above has set itself
             assert {**after, **lease} == {**before, **lease}
-        elif after["state"] == JobState.QUEUED:
-            # Out of the way of the next claim, which takes the oldest.
-            with database.write() as session:
-                repository.request_cancel(session, claimed.row_id)
+        # Out of the way of the next claim, which takes the oldest: this job, and one made of it.
+        with database.write() as session:
+            for job in repository.list_jobs(session, after=None, limit=100, state="queued"):
+                control.request_cancel(session, job.id)
     return reached - {state}
 
 

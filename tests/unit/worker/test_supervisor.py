@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 import worker.supervisor
 from core.clock import monotonic_s
 from core.platform.db.engine import Database
-from core.platform.jobs import events, repository
+from core.platform.jobs import control, events, repository
 from core.platform.leases import Claim, LeaseLostError
 from tests.integration.platform.rows import TTL_S, add_job, claim, job_of, lose
 from tests.unit.worker.processes import wait_for_death
@@ -73,7 +73,7 @@ class Rig:
 
     def cancel(self) -> None:
         with self.database.write() as session:
-            repository.request_cancel(session, self.claim.row_id)
+            control.request_cancel(session, self.claim.row_id)
 
     def logged(self) -> list[str]:
         with self.database.read() as session:

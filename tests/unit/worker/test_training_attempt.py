@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from core.clock import monotonic_s
 from core.platform.db.engine import Database
-from core.platform.jobs import repository
+from core.platform.jobs import control
 from core.platform.leases import LeaseLostError
 from core.settings import Settings
 from tests.integration.platform.rows import add_job, claim, job_of, lose, models_of
@@ -179,7 +179,7 @@ class TestPublish:
     ) -> None:
         job_id = attempt._claim.row_id
         with database.write() as session:
-            repository.request_cancel(session, job_id)
+            control.request_cancel(session, job_id)
         conclude(attempt, workdir)
         assert (job_of(database, job_id).state, models_of(database)) == ("cancelled", [])
 
@@ -193,7 +193,7 @@ class TestPublish:
     ) -> None:
         job_id = attempt._claim.row_id
         with database.write() as session:
-            repository.request_cancel(session, job_id)
+            control.request_cancel(session, job_id)
         error = {"code": "process_died", "message": "it crashed", "class": "system"}
         attempt._conclude(Outcome(ending, error), supervise(attempt, workdir), workdir)
         assert job_of(database, job_id).state == "cancelled"
