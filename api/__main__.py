@@ -9,6 +9,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from api.app import UnsafeBindingError, create_app
+from core.platform.storage.errors import StoreMisconfiguredError
+from core.platform.storage.factory import check_store
 from core.settings import Settings, describe_wrong_settings
 
 _GRACE_S = 30
@@ -27,10 +29,11 @@ def main() -> int:
     try:
         settings = Settings()
         app = create_app(settings)
+        check_store(settings)
         listener = _listen(settings)
     except ValidationError as error:
         return _refuse(describe_wrong_settings(error))
-    except UnsafeBindingError as error:
+    except (UnsafeBindingError, StoreMisconfiguredError) as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")

@@ -102,7 +102,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         logger.info("removed %s, left by an upload whose process was killed", path.name)
     database = Database(settings.resolved_database_url)
     try:
-        store = build_store(settings.resolved_storage_url)
+        store = build_store(settings)
         app.state.services = Services(
             settings=settings,
             database=database,

@@ -1,5 +1,7 @@
 """Sending a blob: whole, in part, or not at all to whoever has it."""
 
+from typing import Any, BinaryIO
+
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -39,9 +41,8 @@ def send_blob(
     known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in known or f"W/{etag}" in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    path = store.fetch(sha256)
     return _BlobResponse(
-        path,
+        store.open(sha256),
         media_type=media_type,
         filename=file_name,
         headers=headers,
@@ -50,10 +51,19 @@ def send_blob(
 
 
 class _BlobResponse(FileResponse):
-    """A file whose refusals of a `Range` are problem documents, as all other failures are."""
+    """An open file whose refusals of a `Range` are problem documents, as all other failures are."""
+
+    def __init__(self, file: BinaryIO, **options: Any) -> None:  # noqa: ANN401 - Starlette's
+        """Take the file over; by its descriptor it can be opened even when its name is gone."""
+        self._file = file
+        super().__init__(f"/proc/self/fd/{file.fileno()}", **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file, or the refusal in place of Starlette's."""
+        with self._file:
+            await self._send(scope, receive, send)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal: Message | None = None
 
         async def send_unless_refused(message: Message) -> None:

@@ -173,8 +173,10 @@ class InferenceEngine:
             if key in self._bundles:
                 self._bundles.move_to_end(key)
                 return self._bundles[key]
-        adapter = self._store.fetch(row.adapter_sha256).read_bytes()
-        config = self._store.fetch(row.config_sha256).read_bytes()
+        with self._store.open(row.adapter_sha256) as file:
+            adapter = file.read()
+        with self._store.open(row.config_sha256) as file:
+            config = file.read()
         try:
             bundle = parse_bundle(adapter, config)
         except InvalidError as error:

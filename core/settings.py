@@ -31,7 +31,11 @@ _FORMS = {
         r"|(sqlite:///|postgresql(\+psycopg)?://).*",
         "must be sqlite:///path or postgresql://user:password@host/name",
     ),
-    "storage_url": (r"|file:///.+", "must be file:///absolute/path"),
+    "storage_url": (
+        r"|file:///.+|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?",
+        "must be file:///absolute/path or s3://bucket/prefix",
+    ),
+    "s3_endpoint_url": (r"|https?://[^/@?#]+/?", "must be http(s)://host:port, without a password"),
     "broker_url": (r"|(rediss?|redis\+socket)://.+", "must be redis://host:port/number"),
     "device": (r"auto|cpu|cuda(:[0-9]+)?", "must be auto, cpu, cuda or cuda:N"),
 }
@@ -65,7 +69,31 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", description="SQLAlchemy URL; empty means SQLite in the data directory."
     )
-    storage_url: str = Field("", description="file:///path; empty means the data directory.")
+    storage_url: str = Field(
+        "", description="file:///path or s3://bucket/prefix; empty means the data directory."
+    )
+    storage_cache_bytes: int = Field(
+        16 * 2**30, gt=0, description="Most bytes of local copies of an S3 store's blobs."
+    )
+    s3_endpoint_url: str = Field(
+        "", description="http(s)://host:port of an S3 server; empty means AWS."
+    )
+    s3_region: str = Field("", description="Region of the bucket; empty asks boto3's usual places.")
+    s3_path_style: bool = Field(
+        default=False, description="Name the bucket in the path instead of the host."
+    )
+    s3_access_key_id: str = Field(
+        "", description="Access key; empty asks boto3's usual places, roles included."
+    )
+    s3_secret_access_key: SecretStr | None = Field(
+        None, description="Secret that belongs to the access key."
+    )
+    s3_timeout_s: float = Field(
+        20.0, gt=0, description="Longest silence of the S3 server within a request."
+    )
+    s3_attempts: int = Field(
+        4, ge=1, le=10, description="Tries of a request to the S3 server, the first included."
+    )
     broker_url: str = Field(
         "", description="Redis URL of the doorbell; empty means that workers poll the database."
     )
@@ -91,6 +119,14 @@ class Settings(BaseSettings):
     )
     sweep_interval_s: float = Field(
         15.0, gt=0, description="How often a worker with a broker does."
+    )
+    collect_interval_s: float = Field(
+        600.0, gt=0, description="How often one of the workers looks for what can be deleted."
+    )
+    collect_grace_s: float = Field(
+        21_600.0,
+        ge=0,
+        description="Stored files that no row names are spared for so long.",
     )
     checkpoint_interval_s: float = Field(
         30.0, ge=0, description="Least time between two checkpoints."
@@ -123,6 +159,11 @@ class Settings(BaseSettings):
                 "IDAT_HEARTBEAT_S must be at most half of IDAT_LEASE_TTL_S, "
                 "or one late heartbeat loses a live job"
             )
+        if bool(self.s3_access_key_id) != (self.s3_secret_access_key is not None):
+            raise ValueError(
+                "IDAT_S3_ACCESS_KEY_ID and IDAT_S3_SECRET_ACCESS_KEY belong together: set both, "
+                "or neither and let boto3 look in its usual places"
+            )
         return self
 
     @property
@@ -146,6 +187,11 @@ class Settings(BaseSettings):
     def resolved_storage_url(self) -> str:
         """The storage URL with the embedded default filled in."""
         return self.storage_url or (self.data_dir.resolve() / "blobs").as_uri()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder for local copies of blobs that lie elsewhere; on the scratch's file system."""
+        return self.data_dir.resolve() / "cache"
 
     @property
     def scratch_dir(self) -> Path:

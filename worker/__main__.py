@@ -6,6 +6,8 @@ import uuid
 
 from pydantic import ValidationError
 
+from core.platform.storage.errors import StoreMisconfiguredError
+from core.platform.storage.factory import check_store
 from core.settings import Settings, describe_wrong_settings
 
 
@@ -19,15 +21,22 @@ def main() -> int:
     parser.parse_args()
     try:
         settings = Settings()
+        check_store(settings)
     except ValidationError as error:
-        sys.stderr.write(f"idat worker: {describe_wrong_settings(error)}\n")
-        return 2
+        return _refuse(describe_wrong_settings(error))
+    except StoreMisconfiguredError as error:
+        return _refuse(str(error))
     from worker.app import app  # noqa: PLC0415 - reads the settings, checked above
 
     name = f"idat-{uuid.uuid4().hex[:8]}@%h"
     options = ["--pool=prefork", f"--loglevel={settings.log_level}", f"--hostname={name}"]
     app.worker_main(["--quiet", "worker", *options, "--without-gossip", "--without-mingle"])
     return 0
+
+
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"idat worker: {reason}\n")
+    return 2
 
 
 if __name__ == "__main__":

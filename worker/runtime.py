@@ -41,7 +41,7 @@ class Runtime:
         """Open the database and the store."""
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
-        self.store: BlobStore = build_store(settings.resolved_storage_url)
+        self.store: BlobStore = build_store(settings)
         self.doorbell: Doorbell = build_doorbell(settings.broker_url)
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
 

@@ -7,7 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.deps import Services, ServicesDep
 from api.errors import build_problem
 from api.schemas.problems import problems
-from core.errors import StorageFullError
+from core.errors import AppError
 from core.platform.db.migrate import find_revision, head_revision
 
 router = APIRouter(tags=["health"])
@@ -25,7 +25,7 @@ def get_readiness(request: Request, services: ServicesDep) -> JSONResponse:
     request_id = request.state.request_id
     faults = {
         "database": _find_database_fault(services),
-        "store": _find_store_fault(services, request_id),
+        "store": _find_store_fault(services),
         "inference": services.inference.find_fault() if services.inference else None,
     }
     reasons = {part: fault for part, fault in faults.items() if fault is not None}
@@ -53,11 +53,9 @@ def _find_database_fault(services: Services) -> str | None:
     return None
 
 
-def _find_store_fault(services: Services, request_id: str) -> str | None:
+def _find_store_fault(services: Services) -> str | None:
     try:
-        # Named by the request, so that two probes do not delete each other's blob.
-        probe = services.store.put_bytes(f"readiness probe {request_id}".encode())
-        services.store.delete(probe.sha256)
-    except (OSError, StorageFullError) as error:
+        services.store.check()
+    except (OSError, AppError) as error:
         return f"cannot be written ({error})"
     return None

@@ -31,7 +31,11 @@ class StoredBlob(Blob):
 
 
 class BlobStore(Protocol):
-    """Content-addressed storage; every method may raise OSError or `StorageFullError`."""
+    """Content-addressed storage, safe to use from many threads.
+
+    Every method may raise OSError, `StorageFullError`, and where a server is asked
+    `StoreUnavailableError` or `StoreMisconfiguredError` (`core.platform.storage.errors`).
+    """
 
     def put_file(self, path: Path) -> Blob:
         """Store a copy of a file, durable when this returns; storing twice is harmless."""
@@ -43,10 +47,26 @@ class BlobStore(Protocol):
         """Store a few bytes."""
 
     def open(self, sha256: str) -> BinaryIO:
-        """Open a blob for reading; the caller closes it. Raises FileNotFoundError."""
+        """Open a blob for reading; the caller closes it, and keeps it whatever happens meanwhile.
 
-    def fetch(self, sha256: str) -> Path:
-        """Return a local, read-only path with the blob's bytes. Raises FileNotFoundError."""
+        Raises:
+            BlobMissingError: a FileNotFoundError too.
+            BlobCorruptError: its bytes are not those that the name promises.
+        """
+
+    def fetch(self, sha256: str, *, into: Path | None = None) -> Path:
+        """Return a local, read-only path with the blob's bytes.
+
+        Args:
+            sha256: the blob's name.
+            into: the caller's folder, on the same file system as the data directory; the path is
+                good for as long as this folder is there. Without it the path must be opened at
+                once: a store that keeps local copies removes them when it needs the room.
+
+        Raises:
+            BlobMissingError: a FileNotFoundError too.
+            BlobCorruptError: its bytes are not those that the name promises.
+        """
 
     def exists(self, sha256: str) -> bool:
         """Return whether the blob is stored."""
@@ -57,9 +77,9 @@ class BlobStore(Protocol):
     def iter_blobs(self) -> Iterator[StoredBlob]:
         """List all blobs, in no order. What comes or goes meanwhile may be listed or not.
 
-        Putting bytes that are stored already makes their blob new again. So whoever collects
-        garbage may trust an age: a blob that is old, and that no row names, was not put a moment
-        ago by somebody whose row is about to be committed.
+        Putting bytes that are stored already makes their blob new again, to within ten minutes. So
+        whoever collects garbage may trust an age in hours: a blob that is old, and that no row
+        names, was not put a moment ago by somebody whose row is about to be committed.
         """
 
     def remove_abandoned(self, *, older_than_s: float) -> int:
@@ -68,3 +88,6 @@ class BlobStore(Protocol):
         Args:
             older_than_s: spare those begun more recently; they may be at work.
         """
+
+    def check(self) -> None:
+        """Use the store a little, as everything else does; raises what any use would raise."""

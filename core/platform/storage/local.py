@@ -1,7 +1,6 @@
 """Blobs in a local folder: `<root>/<first two hex digits>/<sha256>`."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -11,11 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from core.clock import now_s
-from core.errors import StorageFullError
 from core.platform.storage.base import Blob, StoredBlob
+from core.platform.storage.errors import blob_missing
+from core.platform.storage.files import (
+    CHUNK_BYTES,
+    move_into_place,
+    remove_old_files,
+    typed_disk_errors,
+)
 
-_CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,8 +38,8 @@ class LocalStore:
         """Copy a file in, hashing on the way."""
         incoming = self._incoming / uuid.uuid4().hex
         digest = hashlib.sha256()
-        with _typed_errors(incoming), path.open("rb") as source, incoming.open("wb") as target:
-            while chunk := source.read(_CHUNK_BYTES):
+        with typed_disk_errors(incoming), path.open("rb") as source, incoming.open("wb") as target:
+            while chunk := source.read(CHUNK_BYTES):
                 digest.update(chunk)
                 target.write(chunk)
         return self.take_file(incoming, digest.hexdigest())
@@ -53,33 +56,31 @@ class LocalStore:
         source = path
         if path.parent != self._incoming:
             source = self._incoming / uuid.uuid4().hex
-            with _typed_errors(source):
+            with typed_disk_errors(source):
                 shutil.move(path, source)
-        with _typed_errors(source):
-            source.chmod(0o444)
-            _fsync(source)
-            final.parent.mkdir(exist_ok=True)
-            source.replace(final)
-            # The rename itself must survive a power cut, or a row could name a missing blob.
-            _fsync(final.parent)
+        with typed_disk_errors(source):
+            move_into_place(source, final)
         return Blob(sha256, size_bytes)
 
     def put_bytes(self, data: bytes) -> Blob:
         """Write a few bytes."""
         incoming = self._incoming / uuid.uuid4().hex
-        with _typed_errors(incoming):
+        with typed_disk_errors(incoming):
             incoming.write_bytes(data)
         return self.take_file(incoming, hashlib.sha256(data).hexdigest())
 
     def open(self, sha256: str) -> BinaryIO:
         """Open a blob."""
-        return self._path(sha256).open("rb")
+        try:
+            return self._path(sha256).open("rb")
+        except FileNotFoundError as error:
+            raise blob_missing(sha256) from error
 
-    def fetch(self, sha256: str) -> Path:
-        """Return the blob's own path: it is local already."""
+    def fetch(self, sha256: str, *, into: Path | None = None) -> Path:  # noqa: ARG002
+        """Return the blob's own path: it is local already, and goes only with the blob."""
         path = self._path(sha256)
         if not path.exists():
-            raise FileNotFoundError(errno.ENOENT, "no such blob", str(path))
+            raise blob_missing(sha256)
         return path
 
     def exists(self, sha256: str) -> bool:
@@ -106,35 +107,9 @@ class LocalStore:
         """Remove partial files that nobody has written to for so long."""
         return remove_old_files(self._incoming, older_than_s=older_than_s)
 
-
-def remove_old_files(folder: Path, *, older_than_s: float) -> int:
-    """Remove the files of a folder that nobody has written to for so long; return how many."""
-    removed = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime <= now_s() - older_than_s:
-                path.unlink()
-                removed += 1
-    return removed
-
-
-@contextlib.contextmanager
-def _typed_errors(partial: Path) -> Iterator[None]:
-    """Leave no partial file behind, and name a full disk as what it is."""
-    try:
-        yield
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError(
-                "the disk of the store is full; free space and send the request again"
-            ) from error
-        raise
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def check(self) -> None:
+        """Write a small file, and remove it."""
+        probe = self._incoming / uuid.uuid4().hex
+        with typed_disk_errors(probe):
+            probe.write_bytes(b"probe")
+            probe.unlink()

@@ -58,6 +58,6 @@ def test_documented_default_means_the_default(name, monkeypatch):
 
 
 def test_variables_named_in_the_text_exist():
-    mentioned = set(re.findall(r"IDAT_([A-Z_]+[A-Z])", PAGE.read_text(encoding="utf-8")))
+    mentioned = set(re.findall(r"IDAT_([A-Z0-9_]+[A-Z0-9])", PAGE.read_text(encoding="utf-8")))
 
     assert {name.lower() for name in mentioned} - NOT_SETTINGS == Settings.model_fields.keys()

@@ -6,21 +6,21 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from core.errors import InvalidError, StorageFullError
-from core.platform.storage.factory import build_store
+from core.errors import StorageFullError
+from core.platform.storage.errors import StoreMisconfiguredError
+from core.platform.storage.factory import build_store, check_store
 from core.platform.storage.local import LocalStore
+from core.settings import Settings, describe_wrong_settings
 
 ROOT = Path(__file__).parents[5]
 DATA = b"some bytes" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
-EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 #: Stores a file of 1 MiB while no file may grow beyond 64 KiB.
 STORE_UNDER_LIMIT = """
@@ -88,70 +88,37 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount_point)], check=True)
 
 
-class TestNames:
-    def test_a_blob_is_named_by_its_content(self, store: LocalStore, source: Path) -> None:
-        blob = store.put_file(source)
-        assert (blob.sha256, blob.size_bytes) == (SHA256, len(DATA))
-        assert source.read_bytes() == DATA
-        with store.open(SHA256) as file:
-            assert file.read() == DATA
-        assert store.fetch(SHA256).read_bytes() == DATA
-        assert store.exists(SHA256)
-
-    def test_all_ways_in_lead_to_one_blob(
-        self, store: LocalStore, root: Path, source: Path
-    ) -> None:
-        blobs = [store.put_bytes(DATA), store.put_file(source), store.take_file(source, SHA256)]
-        assert len(set(blobs)) == 1
-        assert not source.exists()
-        assert all_files(root) == [store.fetch(SHA256)]
-
-    def test_an_empty_blob_is_one_too(self, store: LocalStore) -> None:
-        assert store.put_bytes(b"").sha256 == EMPTY_SHA256
-        assert store.fetch(EMPTY_SHA256).read_bytes() == b""
-
+class TestFolder:
     def test_nobody_may_write_to_a_blob(self, store: LocalStore, source: Path) -> None:
         source.chmod(0o600)
         for sha256 in (store.put_bytes(b"x").sha256, store.take_file(source, SHA256).sha256):
             assert stat.S_IMODE(store.fetch(sha256).stat().st_mode) == 0o444
 
-    def test_a_missing_blob_is_not_found(self, store: LocalStore) -> None:
-        assert not store.exists(SHA256)
-        with pytest.raises(FileNotFoundError):
-            store.open(SHA256)
-        with pytest.raises(FileNotFoundError):
-            store.fetch(SHA256)
-
-    def test_deleting_twice_is_harmless(self, store: LocalStore, root: Path) -> None:
+    def test_all_ways_in_lead_to_one_file(
+        self, store: LocalStore, root: Path, source: Path
+    ) -> None:
         store.put_bytes(DATA)
+        store.put_file(source)
+        store.take_file(source, SHA256)
+        assert all_files(root) == [store.fetch(SHA256)]
         store.delete(SHA256)
-        store.delete(SHA256)
-        assert not store.exists(SHA256)
         assert all_files(root) == []
 
-    def test_a_reader_keeps_what_is_deleted_or_stored_again(self, store: LocalStore) -> None:
+    def test_only_old_partial_files_are_removed(self, store: LocalStore, root: Path) -> None:
         store.put_bytes(DATA)
-        with store.open(SHA256) as file:
-            store.put_bytes(DATA)
-            store.delete(SHA256)
-            assert file.read() == DATA
+        old, new = root / "incoming" / "old", root / "incoming" / "new"
+        for path in (old, new):
+            path.write_bytes(b"part")
+        os.utime(old, (1000, 1000))
+        assert store.remove_abandoned(older_than_s=3600) == 1
+        assert sorted(all_files(root)) == sorted([new, store.fetch(SHA256)])
+
+    def test_a_check_leaves_nothing(self, store: LocalStore, root: Path) -> None:
+        store.check()
+        assert all_files(root) == []
 
 
 class TestWholeOrNotAtAll:
-    def test_writers_of_the_same_bytes_do_not_disturb_each_other(
-        self, store: LocalStore, root: Path
-    ) -> None:
-        barrier = threading.Barrier(8)
-
-        def put(_n: int) -> str:
-            barrier.wait()
-            return store.put_bytes(DATA).sha256
-
-        with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(put, range(8))) == {SHA256}
-        assert all_files(root) == [store.fetch(SHA256)]
-        assert store.fetch(SHA256).read_bytes() == DATA
-
     @pytest.mark.parametrize("way", ["put_file", "put_bytes"])
     def test_a_write_that_fails_half_way_leaves_nothing(
         self, root: Path, tmp_path: Path, way: str
@@ -181,42 +148,6 @@ class TestWholeOrNotAtAll:
         with pytest.raises(FileNotFoundError):
             store.put_file(root / "none")
         assert all_files(root) == []
-
-
-class TestCollection:
-    def test_every_blob_is_listed_with_size_and_age(self, store: LocalStore) -> None:
-        data = [b"", b"one", b"two" * 1000]
-        blobs = [store.put_bytes(each) for each in data]
-        os.utime(store.fetch(blobs[1].sha256), (1000, 2000))
-        listed = {blob.sha256: blob for blob in store.iter_blobs()}
-        assert {name: blob.size_bytes for name, blob in listed.items()} == {
-            hashlib.sha256(each).hexdigest(): len(each) for each in data
-        }
-        assert listed[blobs[1].sha256].modified_at_s == 2000
-
-    @pytest.mark.parametrize("way", ["put_file", "take_file", "put_bytes"])
-    def test_what_is_stored_again_is_new_again(
-        self, store: LocalStore, source: Path, way: str
-    ) -> None:
-        store.put_bytes(DATA)
-        os.utime(store.fetch(SHA256), (1000, 1000))
-        if way == "put_file":
-            store.put_file(source)
-        elif way == "take_file":
-            store.take_file(source, SHA256)
-        else:
-            store.put_bytes(DATA)
-        (blob,) = store.iter_blobs()
-        assert blob.modified_at_s > 1_000_000
-
-    def test_only_old_partial_files_are_removed(self, store: LocalStore, root: Path) -> None:
-        store.put_bytes(DATA)
-        old, new = root / "incoming" / "old", root / "incoming" / "new"
-        for path in (old, new):
-            path.write_bytes(b"part")
-        os.utime(old, (1000, 1000))
-        assert store.remove_abandoned(older_than_s=3600) == 1
-        assert sorted(all_files(root)) == sorted([new, store.fetch(SHA256)])
 
 
 class TestOtherFileSystem:
@@ -260,10 +191,24 @@ class TestOtherFileSystem:
 class TestFactory:
     def test_a_file_url_names_a_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "with space & ümlaut"
-        build_store(folder.as_uri()).put_bytes(DATA)
+        build_store(Settings(storage_url=folder.as_uri())).put_bytes(DATA)
         assert [path.name for path in all_files(folder)] == [SHA256]
 
-    @pytest.mark.parametrize("url", ["s3://bucket", "/just/a/path", ""])
-    def test_other_urls_are_refused(self, url: str) -> None:
-        with pytest.raises(InvalidError, match="IDAT_STORAGE_URL"):
-            build_store(url)
+    @pytest.mark.parametrize(
+        "url", ["/just/a/path", "http://host/x", "s3://", "s3://UPPER/x", "s3://key:secret@bucket"]
+    )
+    def test_other_urls_are_refused_without_repeating_them(self, url: str) -> None:
+        with pytest.raises(ValidationError) as refusal:
+            Settings(storage_url=url)
+        told = describe_wrong_settings(refusal.value)
+        assert "IDAT_STORAGE_URL: must be file:///absolute/path or s3://bucket/prefix" in told
+        assert "secret@" not in told
+
+    def test_half_a_key_is_refused(self) -> None:
+        with pytest.raises(ValidationError, match="IDAT_S3_SECRET_ACCESS_KEY"):
+            Settings(s3_access_key_id="key")
+
+    def test_a_folder_that_cannot_be_written_is_told_in_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(StoreMisconfiguredError, match=r"Not a directory.*IDAT_STORAGE_URL"):
+            check_store(Settings(storage_url=(tmp_path / "file" / "blobs").as_uri()))
