@@ -1,12 +1,13 @@
 """Random lives of jobs against the real repository, with a small model as the judge.
 
-Whatever is done to a job, and in whatever order: it ends once, it publishes at most one model, and
-only the attempt that holds it can write to it.
+Whatever is done to a job, and in whatever order: it ends once, it publishes at most one model, only
+the attempt that holds it can write to it, nobody claims it while it is paused, and its checkpoint
+never goes back.
 """
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,18 +20,27 @@ from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     invariant,
+    multiple,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 from sqlalchemy.orm import Session
 
+from core.errors import ConflictError
 from core.platform.datasets import repository as datasets
+from core.platform.db.base import Base
 from core.platform.db.engine import Database
-from core.platform.jobs import control, events, repository
-from core.platform.jobs.control import JobTerminalError
+from core.platform.jobs import control, repository
+from core.platform.jobs.control import (
+    JobCancellingError,
+    JobNotFailedError,
+    JobNotWaitingError,
+    JobTerminalError,
+)
+from core.platform.jobs.transitions import hold
 from core.platform.leases import Claim, LeaseLostError
-from core.types import DatasetState
+from core.types import DatasetId, DatasetState
 from tests.integration.platform.rows import (
     CRASH,
     TTL_S,
@@ -41,12 +51,15 @@ from tests.integration.platform.rows import (
     let_lease_run_out,
     models_of,
     publish,
+    tell_events,
 )
 
 MAX_ATTEMPTS = 3
 #: Few, so that each lives through much.
 MAX_JOBS = 3
 ENDS = ("succeeded", "failed", "cancelled")
+HELD = ("running", "pausing", "cancelling")
+PRIORITIES = st.sampled_from([-100, 0, 100])
 
 
 @dataclass
@@ -54,29 +67,38 @@ class Expected:
     """What a job should look like."""
 
     state: str
+    dataset_id: DatasetId
+    priority: int = 0
+    retried_from: str | None = None
     attempt: int = 0
     failures: int = 0
+    checkpoint: int | None = None
     claimed: list[Claim] = field(default_factory=list)
+
+    def hand_back(self) -> None:
+        self.state = {"running": "queued", "pausing": "paused"}[self.state]
 
     def charge(self) -> None:
         self.failures += 1
-        self.state = "failed" if self.failures == MAX_ATTEMPTS else "queued"
+        if self.failures == MAX_ATTEMPTS:
+            self.state = "failed"
+        else:
+            self.hand_back()
 
 
 class Jobs(RuleBasedStateMachine):
     """Users, workers, sweeps and crashes, one step at a time."""
 
-    template: ClassVar[Path]
+    open_database: ClassVar[Callable[[Path], Database]]
     claims = Bundle("claims")
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = TemporaryDirectory()
-        path = Path(self.folder.name) / "idat.db"
-        shutil.copyfile(self.template, path)
-        self.database = Database(f"sqlite:///{path}")
+        self.database = type(self).open_database(Path(self.folder.name))
         self.ready = add_dataset(self.database)
         self.pending = add_dataset(self.database, DatasetState.PENDING)
+        self.unusable: set[DatasetId] = set()
         self.expected: dict[str, Expected] = {}
 
     def teardown(self) -> None:
@@ -86,25 +108,36 @@ class Jobs(RuleBasedStateMachine):
     @contextlib.contextmanager
     def attempt(self, claimed: Claim, *states: str) -> Iterator[Session]:
         """A write of an attempt: it must go through exactly if it holds the job in these states."""
-        job = self.expected[claimed.row_id]
-        may = job.attempt == claimed.attempt and job.state in states
-        context = contextlib.nullcontext() if may else pytest.raises(LeaseLostError)
+        context = (
+            contextlib.nullcontext()
+            if self.holds(claimed, *states)
+            else pytest.raises(LeaseLostError)
+        )
         with context, self.database.write() as session:
             yield session
 
-    def holds(self, claimed: Claim, state: str) -> bool:
+    def holds(self, claimed: Claim, *states: str) -> bool:
         job = self.expected[claimed.row_id]
-        return job.attempt == claimed.attempt and job.state == state
+        return job.attempt == claimed.attempt and job.state in states
+
+    @contextlib.contextmanager
+    def refused_with(self, error: type[ConflictError] | None) -> Iterator[Session]:
+        """A wish of a user: refused with exactly this error, or granted."""
+        context = contextlib.nullcontext() if error is None else pytest.raises(error)
+        with context, self.database.write() as session:
+            yield session
+
+    def draw_job(self, data: st.DataObject) -> tuple[str, Expected]:
+        job_id = data.draw(st.sampled_from(list(self.expected)))
+        return job_id, self.expected[job_id]
 
     @precondition(lambda self: len(self.expected) < MAX_JOBS)
-    @rule()
-    def submit(self) -> None:
-        self.expected[add_job(self.database, self.ready)] = Expected("queued")
-
-    @precondition(lambda self: len(self.expected) < MAX_JOBS)
-    @rule()
-    def submit_on_a_dataset_that_is_not_ready(self) -> None:
-        self.expected[add_job(self.database, self.pending)] = Expected("validating_files")
+    @rule(is_ready=st.booleans(), priority=PRIORITIES)
+    def submit(self, is_ready: bool, priority: int) -> None:
+        dataset_id = self.ready if is_ready else self.pending
+        state = "queued" if is_ready else "validating_files"
+        job_id = add_job(self.database, dataset_id, priority=priority)
+        self.expected[job_id] = Expected(state, dataset_id, priority)
 
     @rule(usable=st.booleans())
     def end_validation(self, usable: bool) -> None:
@@ -123,19 +156,31 @@ class Jobs(RuleBasedStateMachine):
                 )
             else:
                 datasets.mark_unusable(session, claimed, state=DatasetState.INVALID, error=CRASH)
+                self.unusable.add(self.pending)
         for job in self.expected.values():
+            if job.dataset_id != self.pending:
+                continue
             if job.state == "validating_files":
                 job.state = "queued" if usable else "failed"
+            elif job.state == "paused" and not usable:
+                job.state = "failed"
         self.pending = add_dataset(self.database, DatasetState.PENDING)
 
-    @precondition(lambda self: any(job.state == "queued" for job in self.expected.values()))
     @rule(target=claims)
     def claim(self) -> Claim:
+        waiting = [
+            job_of(self.database, job_id)
+            for job_id, expected in self.expected.items()
+            if expected.state == "queued"
+        ]
         with self.database.write() as session:
             claimed = repository.claim_job(session, owner="host:1", ttl_s=TTL_S)
-        waiting = [job_id for job_id, job in self.expected.items() if job.state == "queued"]
+        if not waiting:
+            assert claimed is None
+            return multiple()
         assert claimed is not None
-        assert claimed.row_id in waiting
+        first = min(waiting, key=lambda job: (-job.priority, job.created_at, job.id))
+        assert claimed.row_id == first.id
         job = self.expected[claimed.row_id]
         job.state, job.attempt = "running", job.attempt + 1
         assert claimed.attempt == job.attempt
@@ -144,13 +189,25 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(claimed=claims)
     def heartbeat(self, claimed: Claim) -> None:
-        with self.attempt(claimed, "running", "cancelling") as session:
+        with self.attempt(claimed, *HELD) as session:
             state = repository.report_progress(session, claimed, ttl_s=TTL_S)
             assert state == self.expected[claimed.row_id].state
 
+    @rule(claimed=claims, step=st.integers(0, 5))
+    def checkpoint(self, claimed: Claim, step: int) -> None:
+        job = self.expected[claimed.row_id]
+        held = self.holds(claimed, *HELD)
+        with self.attempt(claimed, *HELD) as session:
+            is_newest = repository.record_checkpoint(
+                session, claimed, sha256=f"{step}" * 64, step=step
+            )
+            assert is_newest == (job.checkpoint is None or step >= job.checkpoint)
+        if held:
+            job.checkpoint = max(step, job.checkpoint or 0)
+
     @rule(claimed=claims)
     def publish(self, claimed: Claim) -> None:
-        if self.holds(claimed, "running"):
+        if self.holds(claimed, "running", "pausing"):
             publish(self.database, claimed)
             self.expected[claimed.row_id].state = "succeeded"
         else:
@@ -159,27 +216,27 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(claimed=claims)
     def fail(self, claimed: Claim) -> None:
-        held = self.holds(claimed, "running")
-        with self.attempt(claimed, "running") as session:
+        held = self.holds(claimed, "running", "pausing")
+        with self.attempt(claimed, "running", "pausing") as session:
             repository.fail(session, claimed, CRASH)
         if held:
             self.expected[claimed.row_id].state = "failed"
 
     @rule(claimed=claims)
     def crash(self, claimed: Claim) -> None:
-        held = self.holds(claimed, "running")
-        with self.attempt(claimed, "running") as session:
+        held = self.holds(claimed, "running", "pausing")
+        with self.attempt(claimed, "running", "pausing") as session:
             repository.give_up_attempt(session, claimed, CRASH, max_attempts=MAX_ATTEMPTS)
         if held:
             self.expected[claimed.row_id].charge()
 
     @rule(claimed=claims)
     def release(self, claimed: Claim) -> None:
-        held = self.holds(claimed, "running")
-        with self.attempt(claimed, "running") as session:
+        held = self.holds(claimed, "running", "pausing")
+        with self.attempt(claimed, "running", "pausing") as session:
             repository.release(session, claimed)
         if held:
-            self.expected[claimed.row_id].state = "queued"
+            self.expected[claimed.row_id].hand_back()
 
     @rule(claimed=claims)
     def stop_trainer(self, claimed: Claim) -> None:
@@ -194,10 +251,10 @@ class Jobs(RuleBasedStateMachine):
         """The lease runs out, whoever holds it by now, and somebody sweeps."""
         let_lease_run_out(self.database, claimed.row_id)
         job = self.expected[claimed.row_id]
-        held = job.state in ("running", "cancelling")
+        held = job.state in HELD
         lost = expire(self.database, max_attempts=MAX_ATTEMPTS)
         assert lost == ([claimed.row_id] if held else [])
-        if job.state == "running":
+        if job.state in ("running", "pausing"):
             job.charge()
         elif job.state == "cancelling":
             job.state = "cancelled"
@@ -205,37 +262,101 @@ class Jobs(RuleBasedStateMachine):
     @precondition(lambda self: self.expected)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        job_id = data.draw(st.sampled_from(list(self.expected)))
-        job = self.expected[job_id]
-        refuses = job.state in ("succeeded", "failed")
-        with (
-            pytest.raises(JobTerminalError) if refuses else contextlib.nullcontext(),
-            self.database.write() as session,
-        ):
+        job_id, job = self.draw_job(data)
+        refusal = JobTerminalError if job.state in ("succeeded", "failed") else None
+        with self.refused_with(refusal) as session:
             control.request_cancel(session, job_id)
-        if job.state in ("validating_files", "queued"):
+        if job.state in ("validating_files", "queued", "paused"):
             job.state = "cancelled"
-        elif job.state == "running":
+        elif job.state in ("running", "pausing"):
             job.state = "cancelling"
+
+    def refusal_of(self, job: Expected) -> type[ConflictError] | None:
+        if job.state in ENDS:
+            return JobTerminalError
+        return JobCancellingError if job.state == "cancelling" else None
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def pause(self, data: st.DataObject) -> None:
+        job_id, job = self.draw_job(data)
+        with self.refused_with(self.refusal_of(job)) as session:
+            control.request_pause(session, job_id)
+        if job.state in ("validating_files", "queued"):
+            job.state = "paused"
+        elif job.state == "running":
+            job.state = "pausing"
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        job_id, job = self.draw_job(data)
+        assert not (job.state == "paused" and job.dataset_id in self.unusable)
+        with self.refused_with(self.refusal_of(job)) as session:
+            control.request_resume(session, job_id)
+        if job.state == "paused":
+            job.state = "validating_files" if job.dataset_id == self.pending else "queued"
+        elif job.state == "pausing":
+            job.state = "running"
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        job_id, job = self.draw_job(data)
+        if len(self.expected) == MAX_JOBS and job.state == "failed":
+            return
+        refusal: type[ConflictError] | None = None
+        if job.state != "failed":
+            refusal = JobNotFailedError
+        elif job.dataset_id in self.unusable:
+            refusal = repository.DatasetUnusableError
+        with self.refused_with(refusal) as session:
+            again = control.retry_job(session, job_id)
+        if refusal is None:
+            assert again.id != job_id
+            self.expected[again.id] = Expected("queued", job.dataset_id, job.priority, job_id)
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data(), priority=PRIORITIES)
+    def prioritise(self, data: st.DataObject, priority: int) -> None:
+        job_id, job = self.draw_job(data)
+        refusal: type[ConflictError] | None = None
+        if job.state in ENDS:
+            refusal = JobTerminalError
+        elif job.state in HELD:
+            refusal = JobNotWaitingError
+        with self.refused_with(refusal) as session:
+            control.change_priority(session, job_id, priority)
+        if refusal is None:
+            job.priority = priority
 
     @invariant()
     def every_job_is_as_expected(self) -> None:
         for job_id, expected in self.expected.items():
             job = job_of(self.database, job_id)
-            found = (job.state, job.attempt, job.failures)
-            assert found == (expected.state, expected.attempt, expected.failures)
+            found = (job.state, job.attempt, job.failures, job.priority, job.retried_from)
+            assert found == (
+                expected.state,
+                expected.attempt,
+                expected.failures,
+                expected.priority,
+                expected.retried_from,
+            )
+            assert job.failures <= MAX_ATTEMPTS
+            assert job.checkpoint_step == expected.checkpoint
+            assert (job.checkpoint_sha256 is None) == (job.checkpoint_step is None)
             assert (job.finished_at is not None) == (job.state in ENDS)
             assert (job.error is not None) == (job.state == "failed")
+            assert (job.lease_owner is not None) == (job.state in HELD)
             numbers = [claimed.attempt for claimed in expected.claimed]
             assert numbers == list(range(1, len(numbers) + 1))
 
     @invariant()
-    def no_overtaken_attempt_can_write(self) -> None:
+    def only_the_holder_can_write(self) -> None:
         for expected in self.expected.values():
             for claimed in expected.claimed:
-                if claimed.attempt < expected.attempt:
-                    with self.attempt(claimed) as session:
-                        repository.record_checkpoint(session, claimed, sha256="e" * 64, step=1)
+                with self.attempt(claimed, *HELD) as session:
+                    hold(session, claimed)
 
     @invariant()
     def every_success_has_its_one_model(self) -> None:
@@ -246,21 +367,40 @@ class Jobs(RuleBasedStateMachine):
     @invariant()
     def every_end_is_told_once(self) -> None:
         for job_id, job in self.expected.items():
-            with self.database.read() as session:
-                told = [e.type for e in events.list_events(session, job_id, after=0, limit=1000)]
+            told = tell_events(self.database, job_id)
             ends = [t for t in told if t.removeprefix("job.") in ENDS]
             assert ends == ([f"job.{job.state}"] if job.state in ENDS else [])
 
 
-def test_random_lives(migrated_sqlite: Path) -> None:
-    Jobs.template = migrated_sqlite
+def live(open_database: Callable[[Path], Database], *, lives: int) -> None:
+    Jobs.open_database = staticmethod(open_database)
     run_state_machine_as_test(
         Jobs,
         settings=settings(
-            max_examples=12,
-            stateful_step_count=25,
+            max_examples=lives,
+            stateful_step_count=30,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_random_lives(migrated_sqlite: Path) -> None:
+    def copy(folder: Path) -> Database:
+        path = folder / "idat.db"
+        shutil.copyfile(migrated_sqlite, path)
+        return Database(f"sqlite:///{path}")
+
+    live(copy, lives=15)
+
+
+def test_random_lives_on_postgresql(postgresql_url: str) -> None:
+    def empty(_folder: Path) -> Database:
+        database = Database(postgresql_url)
+        with database.write() as session:
+            for table in reversed(Base.metadata.sorted_tables):
+                session.execute(table.delete())
+        return database
+
+    live(empty, lives=5)
