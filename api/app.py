@@ -17,9 +17,9 @@ from api import errors
 from api.auth import DOCS_ASSETS, AuthMiddleware
 from api.deps import ReadinessProbe, Services
 from api.middleware import BodyCapMiddleware, HeadMiddleware, RequestContextMiddleware
-from api.routes import datasets, health, job_control, jobs, methods, models
+from api.routes import datasets, health, job_control, jobs, maintenance, methods, models
 from api.schemas.problems import Problem
-from api.uploads import remove_abandoned
+from core.platform.collection.scratch import remove_abandoned_uploads
 from core.platform.db.engine import Database
 from core.platform.doorbell import build_doorbell
 from core.platform.storage.base import BlobStore
@@ -41,6 +41,7 @@ _TAGS = [
     {"name": "fine-tuning", "description": "Jobs, what they may be, and how they go."},
     {"name": "models", "description": "Trained adapters, to show and to download."},
     {"name": "inference", "description": "Classify images."},
+    {"name": "maintenance", "description": "What the workers put right and freed."},
     {"name": "health", "description": "For whoever routes traffic here."},
 ]
 
@@ -83,7 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     # For the documentation: `AuthMiddleware` decides, before anything of the request is read.
     documented = [Depends(HTTPBearer(auto_error=False))]
     if "control" in settings.roles:
-        for module in (datasets, methods, jobs, job_control, models):
+        for module in (datasets, methods, jobs, job_control, models, maintenance):
             app.include_router(module.router, dependencies=documented)
     if "inference" in settings.roles:
         # By name: importing it loads torch, which the control role lives without.
@@ -98,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-    for path in remove_abandoned(settings.scratch_dir):
+    for path in remove_abandoned_uploads(settings.scratch_dir):
         logger.info("removed %s, left by an upload whose process was killed", path.name)
     database = Database(settings.resolved_database_url)
     try:

@@ -10,10 +10,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.schemas.fields import IDEMPOTENCY_KEY_PATTERN
+from core.errors import ConflictError, NotFoundError
 from core.platform.db.engine import Database
 from core.platform.idempotency import find_resource, remember
 
 Row = TypeVar("Row")
+
+
+class ResourceDeletedError(ConflictError):
+    """The repeated request has created something that is gone, and shall not create it again."""
+
+    code = "resource_deleted"
+
 
 #: Header of an answer that repeats an earlier one.
 REPLAYED_HEADER = "Idempotent-Replayed"
@@ -48,12 +56,13 @@ def find_created(
 
     Raises:
         IdempotencyKeyReusedError: the key belongs to another request.
+        ResourceDeletedError: what it created has been deleted.
     """
     if key is None:
         return None
     with database.read() as session:
         resource_id = find_resource(session, key, digest)
-        return None if resource_id is None else load(session, resource_id)
+        return None if resource_id is None else _load(session, key, resource_id, load)
 
 
 def create_once(
@@ -78,13 +87,14 @@ def create_once(
 
     Raises:
         IdempotencyKeyReusedError: the key belongs to another request.
+        ResourceDeletedError: what it created has been deleted.
     """
     try:
         with database.write() as session:
             if key is not None:
                 resource_id = find_resource(session, key, digest)
                 if resource_id is not None:
-                    return load(session, resource_id), False
+                    return _load(session, key, resource_id, load), False
             created_id, row = create(session)
             if key is not None:
                 remember(session, key, digest, created_id)
@@ -96,3 +106,13 @@ def create_once(
         if earlier is None:
             raise
         return earlier, False
+
+
+def _load(session: Session, key: str, resource_id: str, load: Callable[[Session, str], Row]) -> Row:
+    try:
+        return load(session, resource_id)
+    except NotFoundError as error:
+        raise ResourceDeletedError(
+            f"the request with the Idempotency-Key {key!r} created {resource_id}, which has been "
+            "deleted since; use a new key to create it again"
+        ) from error

@@ -1,7 +1,6 @@
 """An uploaded archive on its way to disk: hashed while it arrives, removed unless it is kept."""
 
 import errno
-import fcntl
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -15,8 +14,8 @@ from starlette.requests import Request
 from api.multipart import FieldSink, PartHeader, PartSink, read_multipart
 from api.schemas.datasets import DatasetFields
 from core.errors import FieldError, InvalidError, StorageFullError
+from core.platform.collection.scratch import UPLOAD_PREFIX, mark_live
 
-_PREFIX = "upload-"
 _FIELDS = tuple(DatasetFields.model_fields)
 _MAX_PARTS = 10
 
@@ -54,32 +53,17 @@ async def receive_archive(
         TooLargeError, MalformedError, UnsupportedTypeError, ClientDisconnect: as in
             `read_multipart`.
     """
-    received = ReceivedArchive(scratch_dir / f"{_PREFIX}{secrets.token_hex(8)}")
+    received = ReceivedArchive(scratch_dir / f"{UPLOAD_PREFIX}{secrets.token_hex(8)}")
     try:
         # Unbuffered: nothing is left to be written, and to fail again, when the file is closed.
         with received.path.open("xb", buffering=0) as target:
-            # Tells `remove_abandoned` that this upload's process lives.
-            fcntl.flock(target, fcntl.LOCK_EX)
+            mark_live(target)
             form = _ArchiveForm(target)
             await read_multipart(request, form.open_part, max_bytes=max_bytes, max_parts=_MAX_PARTS)
             form.complete(received)
             yield received
     finally:
         received.path.unlink(missing_ok=True)
-
-
-def remove_abandoned(scratch_dir: Path) -> list[Path]:
-    """Remove what killed processes left of their uploads; return the paths."""
-    removed = []
-    for path in scratch_dir.glob(f"{_PREFIX}*"):
-        try:
-            with path.open("rb") as upload:
-                fcntl.flock(upload, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-        except (BlockingIOError, FileNotFoundError):
-            continue
-        removed.append(path)
-    return removed
 
 
 class _ArchiveForm:

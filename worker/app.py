@@ -10,6 +10,7 @@ from core.platform.doorbell import TRANSPORT_OPTIONS
 from core.settings import Settings
 from worker.poller import PollerStep
 from worker.runtime import draining_flag, worker_folder
+from worker.workdirs import hold_worker_folder
 
 #: Kombu's in-process transport: the worker's own timer is the only one who rings.
 _NO_BROKER = "memory://localhost/"
@@ -45,8 +46,8 @@ app = create_app(Settings())
 
 @worker_init.connect
 def _make_folder(**_kw: Any) -> None:  # noqa: ANN401
-    folder = worker_folder(app.conf.idat_settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    # Never closed: the operating system does that when the worker has ended, however it ends.
+    hold_worker_folder(worker_folder(app.conf.idat_settings))
     # A worker with this process id may have lived here before.
     draining_flag(app.conf.idat_settings).unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from core.platform.doorbell import Doorbell, build_doorbell
 from core.platform.storage.base import BlobStore
 from core.platform.storage.factory import build_store
 from core.settings import Settings
+from worker.workdirs import WORKER_PREFIX
 
 _in_pool_process = False
 
@@ -59,7 +60,8 @@ class Runtime:
 def worker_folder(settings: Settings) -> Path:
     """Return the folder that the main process of a worker and its pool processes share."""
     main_pid = os.getppid() if _in_pool_process else os.getpid()
-    return settings.scratch_dir / f"worker-{main_pid}"
+    # With the host's name: containers that share a data directory have the same process ids.
+    return settings.scratch_dir / f"{WORKER_PREFIX}{socket.gethostname()}-{main_pid}"
 
 
 def draining_flag(settings: Settings) -> Path:

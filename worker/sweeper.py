@@ -1,37 +1,196 @@
-"""Puts right what the dead left behind: expired leases, working folders, slots of dead workers."""
+"""Sweeps: put right what the dead left behind, ring for what waits, delete what nobody needs.
+
+Every worker sweeps at its interval, and any number may at once: each change is one conditional
+write, or made under a lock (`core.platform.collection`), so that it happens once and is counted
+once. What looks through everything is one worker's turn. A part that fails is noted and tried again
+by the next sweep; the others run all the same.
+"""
 
 import logging
-import os
-import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.clock import monotonic_s
+from core.platform.collection import rows
+from core.platform.collection.blobs import Collection, collect_blobs
+from core.platform.collection.log import record_sweep
+from core.platform.collection.scratch import remove_abandoned_uploads
+from core.platform.collection.turns import repeat_turn, take_turn
 from core.platform.datasets import repository as datasets
+from core.platform.db.tables import DatasetRow, JobRow
+from core.platform.doorbell import TRAIN_TASK, VALIDATE_TASK
 from core.platform.jobs import repository as jobs
+from core.types import DatasetState, JobState
 from worker.runtime import Runtime
-from worker.workdirs import remove_abandoned
+from worker.workdirs import remove_abandoned, remove_dead_workers
 
 logger = logging.getLogger(__name__)
 
+#: One ring makes a worker go on until nothing waits; more of them wake more workers.
+_MAX_RINGS = 16
+_RING_TURN = "ring"
+_COLLECT_TURN = "collect"
 
-def sweep(runtime: Runtime) -> None:
-    """Run one sweep; any number of workers may, at the same time."""
+
+@dataclass
+class SweepResult:
+    """What a sweep has done.
+
+    Attributes:
+        counts: what was done -> how often; what was looked for and not found is left out.
+        faults: part that failed -> why.
+        has_walked: whether it was this sweep's turn to look through the store.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, str] = field(default_factory=dict)
+    has_walked: bool = False
+
+
+def sweep(runtime: Runtime) -> SweepResult:
+    """Run one sweep, and write down what it did."""
+    started_s = monotonic_s()
+    result = SweepResult()
+    with _part(result, "leases"):
+        result.counts += _expire_leases(runtime)
+    with _part(result, "scratch"):
+        result.counts += _clean_scratch(runtime)
+    with _part(result, "rings"):
+        result.counts += _ring(runtime)
+    with _part(result, "turn"):
+        result.has_walked = _take_collect_turn(runtime)
+    if result.has_walked:
+        with _part(result, "rows"):
+            result.counts += _forget_rows(runtime)
+        with _part(result, "partial_blobs"):
+            result.counts += _remove_partial_blobs(runtime)
+        with _part(result, "blobs"):
+            _collect_blobs(runtime, result.counts)
+    result.counts = +result.counts  # leaves out what did not happen
+    _record(runtime, result, duration_s=monotonic_s() - started_s)
+    return result
+
+
+@contextmanager
+def _part(result: SweepResult, name: str) -> Iterator[None]:
+    """Keep what goes wrong in one part from the others."""
+    try:
+        yield
+    except Exception as error:
+        # Whatever it was, the other parts have nothing to do with it, and the next sweep tries.
+        logger.exception("the part %s of the sweep failed", name)
+        result.faults[name] = f"{type(error).__name__}: {error}"[:500]
+
+
+def _expire_leases(runtime: Runtime) -> Counter[str]:
+    """End the attempts that stopped renewing; what is to be tried again is rung for at once."""
     limit = runtime.settings.max_attempts
     with runtime.database.write() as session:
-        lost = jobs.expire_attempts(session, max_attempts=limit)
-        lost += datasets.expire_attempts(session, max_attempts=limit)
-    for row_id in lost:
+        lost_jobs = jobs.expire_attempts(session, max_attempts=limit)
+        lost_datasets = datasets.expire_attempts(session, max_attempts=limit)
+    for row_id in (*lost_jobs, *lost_datasets):
         logger.warning("the lease of %s had run out", row_id)
-    for workdir in remove_abandoned(runtime.settings.scratch_dir):
-        logger.warning("removed the abandoned folder %s", workdir)
-    for folder in runtime.settings.scratch_dir.glob("worker-*"):
-        if folder != runtime.folder and not _is_alive(int(folder.name.removeprefix("worker-"))):
-            shutil.rmtree(folder, ignore_errors=True)
+    for task, lost in ((TRAIN_TASK, lost_jobs), (VALIDATE_TASK, lost_datasets)):
+        for _ in lost[:_MAX_RINGS]:
+            runtime.doorbell.ring(task)
+    return Counter(expired_leases=len(lost_jobs) + len(lost_datasets))
 
 
-def _is_alive(pid: int) -> bool:
+def _ring(runtime: Runtime) -> Counter[str]:
+    """Ring for what waits: the message that should have told of it may be lost."""
+    if not runtime.settings.broker_url:
+        return Counter()
+    with runtime.database.write() as session:
+        interval_s = runtime.settings.sweep_interval_s
+        if not take_turn(session, _RING_TURN, interval_s=interval_s):
+            return Counter()
+        queued = select(func.count()).where(JobRow.state == JobState.QUEUED)
+        pending = select(func.count()).where(DatasetRow.state == DatasetState.PENDING)
+        waiting = {
+            TRAIN_TASK: session.scalars(queued).one(),
+            VALIDATE_TASK: session.scalars(pending).one(),
+        }
+    rings: Counter[str] = Counter()
+    for task, count in waiting.items():
+        for _ in range(min(count, _MAX_RINGS)):
+            runtime.doorbell.ring(task)
+            rings["rings"] += 1
+    return rings
+
+
+def _clean_scratch(runtime: Runtime) -> Counter[str]:
+    """Remove the folders and uploads of processes of any host that have died."""
+    scratch_dir = runtime.settings.scratch_dir
+    removed = {
+        "attempt_folders": remove_abandoned(scratch_dir),
+        "worker_folders": remove_dead_workers(scratch_dir, own=runtime.folder),
+        "abandoned_uploads": remove_abandoned_uploads(scratch_dir),
+    }
+    for paths in removed.values():
+        for path in paths:
+            logger.warning("removed %s, whose process has died", path)
+    return Counter({kind: len(paths) for kind, paths in removed.items()})
+
+
+def _take_collect_turn(runtime: Runtime) -> bool:
+    with runtime.database.write() as session:
+        interval_s = runtime.settings.collect_interval_s
+        return take_turn(session, _COLLECT_TURN, interval_s=interval_s)
+
+
+def _forget_rows(runtime: Runtime) -> Counter[str]:
+    with runtime.database.write() as session:
+        return Counter(
+            idempotency_keys=rows.forget_idempotency_keys(session),
+            old_sweeps=rows.forget_sweeps(session),
+            deleted_models=rows.purge_models(session),
+            deleted_datasets=rows.purge_datasets(session),
+        )
+
+
+def _remove_partial_blobs(runtime: Runtime) -> Counter[str]:
+    grace_s = runtime.settings.collect_grace_s
+    return Counter(partial_blobs=runtime.store.remove_abandoned(older_than_s=grace_s))
+
+
+def _collect_blobs(runtime: Runtime, counts: Counter[str]) -> None:
+    """Delete what no row names; what was done before a fault is counted as well."""
+    collection = Collection()
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        grace_s = runtime.settings.collect_grace_s
+        collect_blobs(runtime.database, runtime.store, collection, grace_s=grace_s)
+        if not collection.is_complete:
+            with runtime.database.write() as session:
+                repeat_turn(session, _COLLECT_TURN)
+    finally:
+        counts.update(
+            blobs_seen=collection.seen,
+            bytes_seen=collection.seen_bytes,
+            blobs=collection.deleted,
+            bytes=collection.deleted_bytes,
+            undeletable_blobs=collection.failed,
+        )
+
+
+def _record(runtime: Runtime, result: SweepResult, *, duration_s: float) -> None:
+    """Say what was done in one line of the log and one row; nothing when nothing was."""
+    if not (result.counts or result.faults or result.has_walked):
+        return
+    done = " ".join(f"{kind}={count}" for kind, count in sorted(result.counts.items()))
+    logger.info("sweep duration_s=%.1f %s faults=%d", duration_s, done, len(result.faults))
+    try:
+        with runtime.database.write() as session:
+            record_sweep(
+                session,
+                owner=runtime.owner,
+                duration_s=duration_s,
+                counts=result.counts,
+                faults=result.faults,
+            )
+    except SQLAlchemyError as error:
+        logger.warning("could not write the sweep down: %s", error)

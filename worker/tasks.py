@@ -36,5 +36,8 @@ def validate() -> None:
 
 @shared_task(name=SWEEP_TASK)
 def run_sweep() -> None:
-    """Put right what dead workers left behind."""
-    sweep(get_runtime())
+    """Put right what dead workers left behind, unless this worker is at it already."""
+    runtime = get_runtime()
+    with hold_slot(runtime.folder, "sweep", 1) as slot:
+        if slot is not None:
+            sweep(runtime)

@@ -1,4 +1,4 @@
-"""Upload an archive; watch it become a dataset."""
+"""Upload an archive; watch it become a dataset; delete it."""
 
 import re
 from pathlib import PurePosixPath
@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, BackgroundTasks, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -23,6 +22,8 @@ from api.pagination import Page, PageDep
 from api.schemas.datasets import Dataset, DatasetFields, DatasetReport
 from api.schemas.problems import problems
 from api.uploads import ReceivedArchive, receive_archive
+from core.errors import UnavailableError
+from core.platform.collection.naming import BlobCollectedError, ensure_stored
 from core.platform.datasets import MAX_TOLERANCE, repository
 from core.platform.datasets.archive import ArchiveLimits, check_archive
 from core.platform.db.tables import DatasetRow
@@ -129,6 +130,16 @@ def get_report(database: DatabaseDep, dataset_id: ReferencePath) -> DatasetRepor
     return DatasetReport(dataset_id=row.id, status=DatasetState(row.state), report=row.report)
 
 
+@router.delete("/{dataset_id}", status_code=204, responses=problems(404, 409))
+def delete_dataset(database: DatabaseDep, dataset_id: ReferencePath) -> None:
+    """Delete a dataset that no unfinished job uses; its files are freed within some hours.
+
+    Jobs that have ended, and their models, stay as they are.
+    """
+    with database.write() as session:
+        repository.delete_dataset(session, dataset_id)
+
+
 def _accept(
     services: Services, received: ReceivedArchive, key: str | None
 ) -> tuple[DatasetRow, bool]:
@@ -138,6 +149,7 @@ def _accept(
         ArchiveError: the archive's structure is at fault.
         RequestValidationError: a form field is wrong.
         IdempotencyKeyReusedError: the key belongs to another request.
+        UnavailableError: the bytes were collected between being stored and being named.
     """
     fields = _parse_fields(received.fields)
     content = {"sha256": received.sha256, **fields.model_dump(), "file_name": received.file_name}
@@ -152,10 +164,10 @@ def _accept(
     check_archive(received.path, limits)
 
     archive_name = _clean_file_name(received.file_name)
-    was_stored = services.store.exists(received.sha256)
     blob = services.store.take_file(received.path, received.sha256)
 
     def create(session: Session) -> tuple[str, DatasetRow]:
+        ensure_stored(session, services.store, blob.sha256)
         row = repository.create_dataset(
             session,
             name=fields.name or _ARCHIVE_SUFFIX.sub("", archive_name)[:200] or "dataset",
@@ -168,27 +180,16 @@ def _accept(
         session.refresh(row)
         return row.id, row
 
-    is_accepted = False
     try:
-        accepted = create_once(
+        return create_once(
             services.database, key, digest, create=create, load=repository.get_dataset
         )
-        is_accepted = True
-    finally:
-        if not (is_accepted or was_stored):
-            _discard_blob(services, blob.sha256)
-    return accepted
-
-
-def _discard_blob(services: Services, sha256: str) -> None:
-    """Remove an archive that no dataset came of; when in doubt keep it."""
-    try:
-        with services.database.read() as session:
-            is_shared = repository.is_archive_referenced(session, sha256, except_for="")
-    except SQLAlchemyError:
-        return
-    if not is_shared:
-        services.store.delete(sha256)
+    except BlobCollectedError as error:
+        raise UnavailableError(
+            "the same archive, of a dataset that is gone, was being removed just now; send the "
+            "request again",
+            code="archive_collected",
+        ) from error
 
 
 def _parse_fields(fields: dict[str, str]) -> DatasetFields:

@@ -1,4 +1,4 @@
-"""Published models: list, show, download."""
+"""Published models: list, show, download, delete."""
 
 from typing import Annotated, Literal
 
@@ -45,6 +45,13 @@ def list_models(database: DatabaseDep, page: PageDep) -> Page[Model]:
 def get_model(database: DatabaseDep, model: ReferencePath) -> Model:
     """Show a model, by its id or by its name (the newest of that name)."""
     return Model.from_row(_load(database, model))
+
+
+@router.delete("/{model}", status_code=204, responses=problems(404))
+def delete_model(database: DatabaseDep, model: ReferencePath) -> None:
+    """Delete a model by its id (a name is refused); its files are freed within some hours."""
+    with database.write() as session:
+        repository.delete_model(session, model)
 
 
 @router.get(

@@ -1,5 +1,6 @@
 """Every change to a dataset's row. Callers bring the transaction; nothing here commits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select
@@ -10,16 +11,34 @@ from core.platform import leases
 from core.platform.db.clock import db_now
 from core.platform.db.tables import DatasetRow, JobRow
 from core.platform.jobs.repository import promote_waiting
+from core.platform.jobs.states import TERMINAL
 from core.platform.leases import Claim
 from core.types import DatasetState, new_dataset_id
 
 _HELD = (DatasetState.VALIDATING.value,)
+_UNFINISHED = (DatasetState.PENDING, DatasetState.VALIDATING)
+#: Jobs that a refusal names.
+_NAMED_JOBS = 5
 
 
 class ReportMissingError(ConflictError):
     """Validation has not written a report, not yet or not at all."""
 
     code = "report_missing"
+
+
+class DatasetInUseError(ConflictError):
+    """Jobs that have not ended need the dataset."""
+
+    code = "dataset_in_use"
+
+    def __init__(self, dataset_id: str, job_ids: Sequence[str]) -> None:
+        named = ", ".join(job_ids[:_NAMED_JOBS])
+        more = len(job_ids) - _NAMED_JOBS
+        super().__init__(
+            f"dataset {dataset_id} is used by {named}{f' and {more} more' if more > 0 else ''}; "
+            "wait for their end or cancel them, then delete it"
+        )
 
 
 def create_dataset(
@@ -51,24 +70,57 @@ def get_dataset(session: Session, dataset_id: str) -> DatasetRow:
     """Return the dataset.
 
     Raises:
-        NotFoundError: no such dataset.
+        NotFoundError: no such dataset, or it has been deleted.
     """
     dataset = session.get(DatasetRow, dataset_id)
-    if dataset is None:
-        raise NotFoundError(
-            f"there is no dataset {dataset_id}; GET /v1/datasets lists them",
-            code="dataset_not_found",
-        )
+    if dataset is None or dataset.deleted_at is not None:
+        raise _unknown(dataset_id)
     return dataset
+
+
+def _unknown(dataset_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no dataset {dataset_id}; GET /v1/datasets lists them", code="dataset_not_found"
+    )
+
+
+def delete_dataset(session: Session, dataset_id: str) -> None:
+    """Delete a dataset that no job still needs; its files are collected later.
+
+    Jobs that have ended and models keep what they know of it. Creating a job locks the row, too: of
+    the two, one comes first and the other one finds out.
+
+    Raises:
+        NotFoundError: no such dataset, or it has been deleted already.
+        DatasetInUseError: jobs on it have not ended.
+    """
+    dataset = session.get(DatasetRow, dataset_id, with_for_update=True, populate_existing=True)
+    if dataset is None or dataset.deleted_at is not None:
+        raise _unknown(dataset_id)
+    in_use = select(JobRow.id).where(JobRow.dataset_id == dataset_id, JobRow.state.not_in(TERMINAL))
+    users = session.scalars(in_use.order_by(JobRow.created_at, JobRow.id)).all()
+    if users:
+        raise DatasetInUseError(dataset_id, users)
+    dataset.deleted_at = session.scalar(select(db_now()))
+    if dataset.state in _UNFINISHED:
+        # Takes it out of the queue, and away from the attempt that is at work on it.
+        dataset.state = DatasetState.FAILED.value
+        dataset.lease_owner = dataset.lease_expires_at = None
+        dataset.error = {"code": "dataset_deleted", "message": "deleted", "class": "user"}
+        dataset.finished_at = dataset.deleted_at
+    session.flush()
 
 
 def list_datasets(
     session: Session, *, after: str | None, limit: int, descending: bool = True
 ) -> list[DatasetRow]:
     """Return up to `limit` datasets beyond the dataset `after`, newest first by default."""
-    query = select(DatasetRow)
+    query = select(DatasetRow).where(DatasetRow.deleted_at.is_(None))
     if after is not None:
-        query = query.where(_beyond(get_dataset(session, after), descending=descending))
+        anchor = session.get(DatasetRow, after)  # a deleted one still has its place
+        if anchor is None:
+            raise _unknown(after)
+        query = query.where(_beyond(anchor, descending=descending))
     keys = (DatasetRow.created_at, DatasetRow.id)
     query = query.order_by(*(key.desc() if descending else key for key in keys))
     return list(session.scalars(query.limit(limit)))
@@ -224,13 +276,3 @@ def _charge_attempt(
     else:
         dataset.state = DatasetState.PENDING.value
     session.flush()
-
-
-def is_archive_referenced(session: Session, sha256: str, *, except_for: str) -> bool:
-    """Return whether a dataset other than `except_for`, still usable, holds this archive."""
-    query = select(DatasetRow.id).where(
-        DatasetRow.archive_sha256 == sha256,
-        DatasetRow.id != except_for,
-        DatasetRow.state != DatasetState.INVALID,
-    )
-    return session.scalars(query.limit(1)).first() is not None

@@ -36,6 +36,8 @@ class DatasetRow(Leased, Base):
     error: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
     finished_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+    #: set when its user has deleted it; the row stays for as long as jobs or models point at it
+    deleted_at: Mapped[float | None] = mapped_column(Float(53), default=None)
 
     __table_args__ = (Index("ix_datasets_state_created_at", "state", "created_at"),)
 
@@ -123,6 +125,8 @@ class ModelRow(Base):
     #: name of a figure -> its status, reason, json_sha256 and png_sha256; null where none was asked
     figures: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+    #: set when its user has deleted it; a sweep removes the row a little later
+    deleted_at: Mapped[float | None] = mapped_column(Float(53), default=None)
 
 
 class IdempotencyRow(Base):
@@ -134,3 +138,29 @@ class IdempotencyRow(Base):
     request_sha256: Mapped[str] = mapped_column(_SHA256)
     resource_id: Mapped[str] = mapped_column(_ID)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+
+
+class SweepRow(Base):
+    """A sweep of a worker that changed something, met a fault, or walked through the store."""
+
+    __tablename__ = "sweeps"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
+    owner: Mapped[str] = mapped_column(String(200))
+    #: what was done, by kind -> how often
+    counts: Mapped[JsonObject]
+    #: part of the sweep that failed -> why
+    faults: Mapped[JsonObject]
+    started_at: Mapped[float] = mapped_column(Float(53))
+    finished_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now(), index=True)
+
+
+class TurnRow(Base):
+    """When something that one worker does for all of them is due next."""
+
+    __tablename__ = "turns"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    due_at: Mapped[float] = mapped_column(Float(53))

@@ -58,10 +58,9 @@ def create_job(
     """
     # Locked, so that the dataset cannot become ready between this look and this job's insert,
     # which would leave the job waiting for a promotion that has already passed.
-    dataset = session.scalars(
-        select(DatasetRow).where(DatasetRow.id == dataset_id).with_for_update()
-    ).one_or_none()
-    if dataset is None:
+    # And read anew: the caller may have looked at it before, when it was not ready or not deleted.
+    dataset = session.get(DatasetRow, dataset_id, with_for_update=True, populate_existing=True)
+    if dataset is None or dataset.deleted_at is not None:
         raise NotFoundError(f"there is no dataset {dataset_id}", code="dataset_not_found")
     check_usable(dataset)
     ready = dataset.state == DatasetState.READY

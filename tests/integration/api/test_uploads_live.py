@@ -14,6 +14,7 @@ import pytest
 
 from api import uploads
 from api.app import create_app
+from core.platform.collection.scratch import remove_abandoned_uploads
 from core.platform.db.engine import Database
 from core.settings import Settings
 from tests.integration.api.live import serve, wait_until
@@ -175,7 +176,7 @@ class TestGoneClients:
     ) -> None:
         live = start_live()
         with live.begin_upload("Content-Length: 9000000", body=_HEAD + os.urandom(2 * _MIB)):
-            assert uploads.remove_abandoned(live.settings.scratch_dir) == []
+            assert remove_abandoned_uploads(live.settings.scratch_dir, grace_s=0) == []
             assert live.count_scratch_bytes() > 0
 
 
