@@ -305,7 +305,8 @@ class Supervisor:
         elif message["type"] in _FINAL_MESSAGES:
             self._final = message
         else:
-            self._pending.extend(self._on_message(message))
+            # A checkpoint may take a slow store longer than the lease lasts.
+            self._pending.extend(self.renew_while(lambda: self._on_message(message)))
         return True
 
     def _look_after(self, process: "subprocess.Popen[bytes]") -> Outcome | None:

@@ -11,11 +11,14 @@ from sqlalchemy.orm import Session
 
 from core.catalog.figures import EVALUATION_FILE, FIGURES_DIR
 from core.clock import monotonic_s
+from core.errors import AppError, StorageFullError, UnavailableError
 from core.platform.datasets import repository as datasets
 from core.platform.db.tables import ModelRow
 from core.platform.jobs import events, repository
 from core.platform.leases import Claim, LeaseLostError
+from core.platform.storage.errors import BlobCorruptError
 from core.types import new_model_id
+from worker.faults import describe_fault
 from worker.runtime import Runtime
 from worker.supervisor import Ending, Limits, Outcome, Supervisor, Write
 from worker.workdirs import hold_workdir
@@ -76,27 +79,30 @@ class TrainingAttempt:
                 on_message=self._on_message,
             )
             try:
-                outcome = supervisor.run(supervisor.renew_while(self._build_request))
+                outcome = supervisor.run(
+                    supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
+                )
                 logger.info(
                     "attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value
                 )
                 self._conclude(outcome, supervisor, workdir)
-            except (OSError, ValueError, KeyError, DBAPIError) as error:
+            except (AppError, OSError, ValueError, KeyError, DBAPIError) as error:
                 # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
                 logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
-                crash = {"code": "attempt_broke", "message": repr(error), "class": "system"}
-                self._end(supervisor, self._build_crash(crash))
+                self._end(supervisor, self._build_crash(describe_fault(error)))
 
-    def _build_request(self) -> dict[str, Any]:
+    def _build_request(self, inputs: Path) -> dict[str, Any]:
+        """Return what the trainer is told; the files that it reads get names in a folder of it."""
         settings, store = self._runtime.settings, self._runtime.store
+
+        def fetch(sha256: str) -> str:
+            return str(store.fetch(sha256, into=inputs))
+
         with self._runtime.database.read() as session:
             job = repository.get_job(session, self._claim.row_id)
             dataset = repository.get_dataset_of(session, job)
         assert dataset.manifest_sha256 is not None, "a queued job's dataset is ready"
-        checkpoint = None
-        if job.checkpoint_sha256 is not None and store.exists(job.checkpoint_sha256):
-            checkpoint = str(store.fetch(job.checkpoint_sha256))
-            self._checkpoints.append(job.checkpoint_sha256)
+        checkpoint = self._fetch_checkpoint(job.checkpoint_sha256, inputs)
         self._checkpoint_step = job.checkpoint_step or 0
         return {
             "job_id": job.id,
@@ -105,9 +111,9 @@ class TrainingAttempt:
             "spec": job.spec,
             "dataset": {
                 "id": dataset.id,
-                "archive": str(store.fetch(dataset.archive_sha256)),
-                "manifest": str(store.fetch(dataset.manifest_sha256)),
-                "caches": {px: str(store.fetch(str(sha))) for px, sha in dataset.caches.items()},
+                "archive": fetch(dataset.archive_sha256),
+                "manifest": fetch(dataset.manifest_sha256),
+                "caches": {px: fetch(str(sha)) for px, sha in dataset.caches.items()},
             },
             "checkpoint": checkpoint,
             "checkpoint_step": job.checkpoint_step,
@@ -119,6 +125,21 @@ class TrainingAttempt:
             "max_image_bytes": settings.max_image_bytes,
             "max_image_pixels": settings.max_image_pixels,
         }
+
+    def _fetch_checkpoint(self, sha256: str | None, inputs: Path) -> str | None:
+        """Return the path of the checkpoint to go on from, or None to start over."""
+        store = self._runtime.store
+        if sha256 is None or not store.exists(sha256):
+            return None
+        try:
+            path = str(store.fetch(sha256, into=inputs))
+        except BlobCorruptError as error:
+            logger.warning("%s starts over: %s", self._claim.row_id, error)
+            # The same step will make the same bytes, which must not find these in their place.
+            store.delete(sha256)
+            return None
+        self._checkpoints.append(sha256)
+        return path
 
     def _renew(self, session: Session, progress: dict[str, Any] | None) -> str:
         ttl_s = self._runtime.settings.lease_ttl_s
@@ -163,8 +184,13 @@ class TrainingAttempt:
         )
 
     def _store_checkpoint(self, path: Path, step: int) -> Write:
-        sha256 = self._runtime.store.put_file(path).sha256
-        path.unlink()
+        try:
+            sha256 = self._runtime.store.put_file(path).sha256
+        except (UnavailableError, StorageFullError) as error:
+            # The training is worth more than this checkpoint; the one before it still serves.
+            return self._warn(f"the checkpoint of step {step} could not be stored: {error}")
+        finally:
+            path.unlink()
         # The trainer counts on from a checkpoint that it was given; one that it could not use
         # (made on other hardware, or gone) must not keep the new ones out.
         starts_over = step < self._checkpoint_step
@@ -178,6 +204,13 @@ class TrainingAttempt:
                 self._checkpoints.append(sha256)
 
         return write
+
+    def _warn(self, message: str) -> Write:
+        job_id, attempt = self._claim.row_id, self._claim.attempt
+        logger.warning("%s: %s", job_id, message)
+        return lambda session: events.add_event(
+            session, job_id, message, level="warning", attempt=attempt
+        )
 
     def _drop_old_checkpoints(self, session: Session) -> None:
         """Delete the checkpoints before the one that the row names.

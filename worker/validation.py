@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 
 from core.catalog.pairs import DEFAULT_IMAGE_PX
 from core.clock import monotonic_s
+from core.errors import AppError
 from core.platform.datasets import repository
 from core.platform.doorbell import TRAIN_TASK
 from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState
+from worker.faults import describe_fault
 from worker.runtime import Runtime
 from worker.supervisor import Ending, Limits, Outcome, Supervisor, Write
 from worker.workdirs import hold_workdir
@@ -64,23 +66,25 @@ class ValidationAttempt:
                 on_message=self._on_message,
             )
             try:
-                outcome = supervisor.run(supervisor.renew_while(self._build_request))
+                outcome = supervisor.run(
+                    supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
+                )
                 logger.info(
                     "attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value
                 )
                 self._conclude(outcome, supervisor, workdir / "out")
-            except (OSError, ValueError, KeyError, DBAPIError) as error:
+            except (AppError, OSError, ValueError, KeyError, DBAPIError) as error:
                 # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
                 logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
-                crash = {"code": "attempt_broke", "message": repr(error), "class": "system"}
-                supervisor.write_last(self._build_crash(crash))
+                supervisor.write_last(self._build_crash(describe_fault(error)))
 
-    def _build_request(self) -> dict[str, Any]:
+    def _build_request(self, inputs: Path) -> dict[str, Any]:
+        """Return what the intake is told; the archive gets a name in a folder of it."""
         settings = self._runtime.settings
         with self._runtime.database.read() as session:
             dataset = repository.get_dataset(session, self._claim.row_id)
         return {
-            "archive_path": str(self._runtime.store.fetch(dataset.archive_sha256)),
+            "archive_path": str(self._runtime.store.fetch(dataset.archive_sha256, into=inputs)),
             "seed": dataset.seed,
             "tolerance": dataset.tolerance,
             "image_px": [DEFAULT_IMAGE_PX],
