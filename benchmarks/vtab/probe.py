@@ -89,7 +89,7 @@ class ProbeLearner:
         head = nn.Linear(self._backbone.num_features, plan.num_classes)
         with torch.no_grad():
             head.weight.normal_(
-                0.0, _INITIAL_STD, generator=build_generator(plan.seed, "init/probe")
+                0.0, _INITIAL_STD, generator=build_generator(plan.seed, "init/student")
             )
             head.bias.zero_()
         return head.to(self._place.device)
@@ -108,16 +108,20 @@ class ProbeLearner:
     def _read(self, name: ListName) -> Tensor:
         """Return the features of a list, fp32 (images, features), computed once."""
         if name not in self._features:
-            images = self._place.images(name, self._backbone.image_px)
-            parts = []
+            place, backbone = self._place, self._backbone
+            images = place.images(name, backbone.image_px)
+            # Written into one tensor: what a network returns may be a view of all of its tokens,
+            # and keeping the views of 73,728 images would keep tens of gigabytes.
+            features = torch.empty(len(images), backbone.num_features, device=place.device)
             for start in range(0, len(images), _PART):
-                self._place.stop.check()
-                self._place.console.show(f"  features: {start} of {len(images)} images")
-                part = torch.tensor(images[start : start + _PART], device=self._place.device)
+                place.stop.check()
+                place.console.show(f"  features: {start} of {len(images)} images")
+                part = torch.tensor(images[start : start + _PART], device=place.device)
                 with torch.no_grad():
-                    features = self._backbone.module(normalise_images(part, self._backbone))
-                parts.append(features.float())
-            self._features[name] = torch.cat(parts)
+                    features[start : start + _PART] = backbone.module(
+                        normalise_images(part, backbone)
+                    )
+            self._features[name] = features
         return self._features[name]
 
 

@@ -169,7 +169,7 @@ class Settings:
         """
         plan = build_plan(
             method=method.type,
-            kind=method.kind or AdapterKind.SEQUENTIAL,  # the probe reads the schedule only
+            kind=method.kind or AdapterKind.LINEAR_PROBE,
             hidden_dim=self.hidden_dim,
             scale=self.scale,
             num_classes=num_classes,
