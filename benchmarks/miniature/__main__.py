@@ -21,7 +21,6 @@ from benchmarks.miniature.ablation import (
 )
 from benchmarks.miniature.jobs import Job, build_key
 from benchmarks.miniature.methods import METHODS
-from benchmarks.miniature.pool import run_jobs
 from benchmarks.miniature.report import Results, format_rates, format_report
 from benchmarks.miniature.rows import Row, append_row, read_rows
 from benchmarks.miniature.selection import (
@@ -195,6 +194,8 @@ def _run(jobs: list[Job], options: argparse.Namespace) -> None:
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {options.out}", flush=True)
     if not missing:
         return
+    from benchmarks.miniature.pool import run_jobs  # noqa: PLC0415 - a report needs no torch
+
     # A service manager's way to stop is treated like a person's.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started_s = monotonic_s()

@@ -89,7 +89,16 @@ def format_report(results: Results) -> str:
         ("Teacher: test accuracy in %, mean ± standard deviation over seeds", _teachers(results)),
         ("iDAT minus its plain twin, in points, with 95 % confidence intervals", _gains(results)),
     ]
-    return "\n\n".join(f"### {heading}\n\n{table}" for heading, table in parts)
+    known = sum(
+        results.find_row(task, method, seed) is not None
+        for task in results.tasks
+        for method in results.methods
+        for seed in results.seeds
+    )
+    wanted = len(results.tasks) * len(results.methods) * len(results.seeds)
+    seeds = ", ".join(map(str, results.seeds))
+    tables = [f"### {heading}\n\n{table}" for heading, table in parts]
+    return "\n\n".join([f"Seeds {seeds}: {known} of {wanted} runs.", *tables])
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

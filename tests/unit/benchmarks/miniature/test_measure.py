@@ -67,6 +67,13 @@ class TestRow:
         assert alone["test_loss"] == pytest.approx(twin["test_loss"], rel=1e-6)
         assert alone["val_history"] == twin["val_history"]
 
+    @pytest.mark.parametrize("loss", ["cosine", "mae", "feature"])
+    def test_losses_beside_the_tables_two_are_trained_with(self, loss):
+        row = run(table_job(f"idat-P-{loss}"))
+
+        assert "teacher_test" in row
+        assert row["settings"]["temperature"] is None
+
     def test_a_network_can_teach_itself_and_pairs_can_be_reversed(self):
         equals = run(table_job("idat-P-mse", teacher=STARTER_STUDENT))
         reversed_ = run(table_job("idat-P-mse", student=STARTER_TEACHER, teacher=STARTER_STUDENT))

@@ -71,9 +71,11 @@ class TestReport:
                 None if (task, name, seed) == ("count", "plain-P", 0) else made_up(task, name, seed)
             )
 
-        cells = read_line(format_report(table(with_a_hole)), "iDAT minus", "idat-P-mse")
+        report = format_report(table(with_a_hole))
+        cells = read_line(report, "iDAT minus", "idat-P-mse")
 
         # 1 and 2 are left: mean 1.5, half width tan(0.475π) · 0.7071 / √2.
+        assert "Seeds 0, 1, 2: 17 of 18 runs." in report
         assert cells[1] == "+1.5 ± 6.4"
         assert cells[4] == "5/0/3"
 
