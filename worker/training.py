@@ -12,8 +12,11 @@ from sqlalchemy.orm import Session
 from core.catalog.figures import EVALUATION_FILE, FIGURES_DIR
 from core.clock import monotonic_s
 from core.errors import AppError, StorageFullError, UnavailableError
+from core.platform.collection.naming import ensure_stored
+from core.platform.collection.references import list_model_digests
 from core.platform.datasets import repository as datasets
 from core.platform.db.tables import ModelRow
+from core.platform.doorbell import TRAIN_TASK
 from core.platform.jobs import events, repository
 from core.platform.leases import Claim, LeaseLostError
 from core.platform.storage.errors import BlobCorruptError
@@ -178,10 +181,14 @@ class TrainingAttempt:
                 return []
 
     def _store_cache(self, path: Path, image_px: int) -> Write:
-        blob = self._runtime.store.put_file(path)
-        return partial(
-            datasets.add_cache, job_id=self._claim.row_id, image_px=image_px, sha256=blob.sha256
-        )
+        store, job_id = self._runtime.store, self._claim.row_id
+        sha256 = store.put_file(path).sha256
+
+        def write(session: Session) -> None:
+            ensure_stored(session, store, sha256)
+            datasets.add_cache(session, job_id=job_id, image_px=image_px, sha256=sha256)
+
+        return write
 
     def _store_checkpoint(self, path: Path, step: int) -> Write:
         try:
@@ -197,6 +204,8 @@ class TrainingAttempt:
         self._checkpoint_step = step
 
         def write(session: Session) -> None:
+            # Not looked for again, as what models and datasets name is: a store that stalls would
+            # hold up the lease, and a job whose checkpoint is missing starts over.
             is_newest = repository.record_checkpoint(
                 session, self._claim, sha256=sha256, step=step, starts_over=starts_over
             )
@@ -232,15 +241,17 @@ class TrainingAttempt:
             case Ending.DONE:
                 done = outcome.message
                 model = supervisor.renew_while(lambda: self._store_model(done, workdir / "out"))
-                self._end(supervisor, lambda session: repository.publish(session, claim, model))
+                self._end(supervisor, partial(self._publish, model))
             case Ending.FAILED:
                 error = {k: v for k, v in outcome.message.items() if k != "type"}
                 self._end(supervisor, lambda session: repository.fail(session, claim, error))
             case Ending.STOPPED:
                 self._end(supervisor, lambda session: repository.release(session, claim))
+                self._runtime.doorbell.ring(TRAIN_TASK)  # for another worker
                 return  # the checkpoints stay: the next attempt goes on from them
             case Ending.CRASHED:
                 self._end(supervisor, self._build_crash(outcome.message))
+                self._runtime.doorbell.ring(TRAIN_TASK)
                 return
             case Ending.CANCELLED:
                 supervisor.write_last(self._finish_cancel)
@@ -248,6 +259,10 @@ class TrainingAttempt:
                 return
         for sha256 in self._checkpoints:
             self._runtime.store.delete(sha256)
+
+    def _publish(self, model: ModelRow, session: Session) -> None:
+        ensure_stored(session, self._runtime.store, *list_model_digests(model))
+        repository.publish(session, self._claim, model)
 
     def _end(self, supervisor: Supervisor, write: Write) -> None:
         """Make the last write; a cancel that came before it is how the job ends instead."""

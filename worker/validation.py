@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from core.catalog.pairs import DEFAULT_IMAGE_PX
 from core.clock import monotonic_s
 from core.errors import AppError
+from core.platform.collection.naming import ensure_stored
 from core.platform.datasets import repository
-from core.platform.doorbell import TRAIN_TASK
+from core.platform.doorbell import TRAIN_TASK, VALIDATE_TASK
 from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState
 from worker.faults import describe_fault
@@ -110,8 +111,10 @@ class ValidationAttempt:
                 self._reject(outcome.message, supervisor, out / "report.json")
             case Ending.STOPPED:
                 supervisor.write_last(lambda session: repository.release(session, self._claim))
+                self._runtime.doorbell.ring(VALIDATE_TASK)  # for another worker
             case Ending.CRASHED:
                 supervisor.write_last(self._build_crash(outcome.message))
+                self._runtime.doorbell.ring(VALIDATE_TASK)
             case Ending.CANCELLED | Ending.LOST:
                 return
 
@@ -130,6 +133,7 @@ class ValidationAttempt:
             splits[item["split"]] = splits.get(item["split"], 0) + 1
 
         def write(session: Session) -> None:
+            ensure_stored(session, store, manifest_sha256, *caches.values())
             repository.mark_ready(
                 session,
                 self._claim,
@@ -143,7 +147,7 @@ class ValidationAttempt:
         return write
 
     def _reject(self, failure: dict[str, Any], supervisor: Supervisor, report_path: Path) -> None:
-        """End as `invalid` and free the archive: it can serve nobody any more."""
+        """End as `invalid` or `failed`; a sweep frees the archive of an invalid one."""
         error = {k: v for k, v in failure.items() if k != "type"}
         is_users = error.get("class") == "user"
         state = DatasetState.INVALID if is_users else DatasetState.FAILED
@@ -153,15 +157,6 @@ class ValidationAttempt:
             repository.mark_unusable(session, self._claim, state=state, error=error, report=report)
 
         supervisor.write_last(write)
-        if not is_users:
-            return
-        with self._runtime.database.read() as session:
-            sha256 = repository.get_dataset(session, self._claim.row_id).archive_sha256
-            shared = repository.is_archive_referenced(
-                session, sha256, except_for=self._claim.row_id
-            )
-        if not shared:
-            self._runtime.store.delete(sha256)
 
     def _build_crash(self, error: dict[str, Any]) -> Write:
         limit = self._runtime.settings.max_attempts

@@ -6,18 +6,18 @@ locked. Process ids would not do: containers that share a data directory have th
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WORKER_PREFIX = "worker-"
+#: Not `worker-`: sweeps of the release before would take the folders under that for theirs.
+WORKER_PREFIX = "slots-"
 
 _ATTEMPT_PREFIX = "attempt-"
 _LOCK = "lock"
 #: What the release before calls a worker's folder, which holds no lock.
-_OLD_WORKER = re.compile(rf"{WORKER_PREFIX}([0-9]+)")
+_OLD_WORKER_PREFIX = "worker-"
 
 
 @contextmanager
@@ -52,14 +52,13 @@ def remove_dead_workers(scratch_dir: Path, *, own: Path) -> list[Path]:
         scratch_dir: where workers have their folders.
         own: the caller's, which is spared.
     """
-    removed = []
-    for folder in scratch_dir.glob(f"{WORKER_PREFIX}*"):
-        old = _OLD_WORKER.fullmatch(folder.name)
-        if folder == own or (old and _is_alive(int(old[1]))):
-            continue
-        if _remove_unheld(folder):
-            removed.append(folder)
-    return removed
+    new = [folder for folder in scratch_dir.glob(f"{WORKER_PREFIX}*") if folder != own]
+    old = [
+        folder
+        for folder in scratch_dir.glob(f"{_OLD_WORKER_PREFIX}*")
+        if not _is_alive(folder.name.removeprefix(_OLD_WORKER_PREFIX))
+    ]
+    return [folder for folder in (*new, *old) if _remove_unheld(folder)]
 
 
 def _remove_unheld(folder: Path) -> bool:
@@ -114,9 +113,9 @@ def _is_lock_of(descriptor: int, folder: Path) -> bool:
         return False
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: str) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -1,5 +1,7 @@
 """Working folders: held ones are left alone, those of the dead are removed."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.worker.processes import wait_for_death
-from worker.workdirs import hold_workdir, remove_abandoned
+from worker.workdirs import (
+    hold_workdir,
+    hold_worker_folder,
+    remove_abandoned,
+    remove_dead_workers,
+)
 
 ROOT = Path(__file__).parents[3]
 HOLDER = """
@@ -96,3 +103,41 @@ def test_the_sweep_never_takes_a_folder_that_is_being_made(tmp_path: Path) -> No
             sweeper.join()
     remove_abandoned(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+WORKER = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from worker.workdirs import hold_worker_folder
+hold_worker_folder(Path(sys.argv[1]))
+pool_process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+pool_process.start()
+print(pool_process.pid, flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_workers_folder_lasts_as_long_as_one_of_its_processes(tmp_path: Path) -> None:
+    folder, own = tmp_path / "slots-host-1", tmp_path / "slots-host-2"
+    own.mkdir()
+    command = [sys.executable, "-c", WORKER, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as main:
+        assert main.stdout is not None
+        pool_pid = int(main.stdout.readline())
+        assert remove_dead_workers(tmp_path, own=own) == []
+        main.kill()
+        main.wait()
+        assert remove_dead_workers(tmp_path, own=own) == []  # its slots are still in use
+        os.kill(pool_pid, signal.SIGKILL)
+        wait_for_death(pool_pid)
+    assert remove_dead_workers(tmp_path, own=own) == [folder]
+    assert list(tmp_path.iterdir()) == [own]
+
+
+def test_a_new_worker_finds_nothing_of_one_with_the_same_name(tmp_path: Path) -> None:
+    folder = tmp_path / "slots-host-1"
+    folder.mkdir()
+    (folder / "draining").touch()
+    descriptor = hold_worker_folder(folder)
+    assert not (folder / "draining").exists()
+    os.close(descriptor)
