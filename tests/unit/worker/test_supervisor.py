@@ -75,6 +75,10 @@ class Rig:
         with self.database.write() as session:
             control.request_cancel(session, self.claim.row_id)
 
+    def pause(self) -> None:
+        with self.database.write() as session:
+            control.request_pause(session, self.claim.row_id)
+
     def logged(self) -> list[str]:
         with self.database.read() as session:
             listed = events.list_events(session, self.claim.row_id, after=0, limit=100)
@@ -152,6 +156,61 @@ class TestStop:
         monkeypatch.setattr(worker.supervisor, "_STOP_GRACE_S", 0.5)
         rig.is_draining = lambda: bool(rig.pids)
         assert rig.run("hang").ending is Ending.STOPPED
+
+
+class TestPause:
+    def test_a_child_hands_its_work_back(self, rig: Rig) -> None:
+        rig.on_message = lambda message: rig.pause() if message["type"] == "pid" else None
+        assert rig.run("stop_when_asked").ending is Ending.STOPPED
+
+    def test_a_child_that_does_not_listen_is_killed(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker.supervisor, "_STOP_GRACE_S", 0.5)
+        rig.on_message = lambda message: rig.pause() if len(rig.pids) == 2 else None
+        assert rig.run("hang_with_grandchild").ending is Ending.STOPPED
+        assert len(rig.pids) == 2
+
+    def test_the_time_that_a_child_has_for_it_fits_the_promise(self) -> None:
+        """No GPU is held 30 seconds later, a renewal before it included."""
+        slowest_s = worker.supervisor._RENEW_S + worker.supervisor._STOP_GRACE_S
+        assert slowest_s + 2 * worker.supervisor._TICK_S < 30
+
+    def test_work_that_is_done_stays_done(self, rig: Rig) -> None:
+        rig.on_message = lambda message: rig.pause() if message["type"] == "log" else None
+        assert rig.run("succeed", log=["last"]).ending is Ending.DONE
+
+    def test_a_cancel_overrides_it(self, rig: Rig) -> None:
+        def pause_and_cancel(message: dict[str, Any]) -> None:
+            if message["type"] == "pid":
+                rig.pause()
+                rig.cancel()
+
+        rig.on_message = pause_and_cancel
+        assert rig.run("hang").ending is Ending.CANCELLED
+
+    @pytest.mark.parametrize(
+        ("ask", "ending"), [(Rig.pause, Ending.STOPPED), (Rig.cancel, Ending.CANCELLED)]
+    )
+    def test_a_child_that_would_have_to_stop_at_once_is_not_started(
+        self, rig: Rig, ask: Callable[[Rig], None], ending: Ending
+    ) -> None:
+        """Asked for while the supervisor fetched what the child needs."""
+        ask(rig)
+        supervisor, renewed = rig.build_supervisor(), threading.Event()
+        renew = rig.renew_for_real
+
+        def renew_and_tell(session: Session, progress: dict[str, Any] | None) -> str:
+            state = renew(session, progress)
+            renewed.set()
+            return state
+
+        supervisor._renew = renew_and_tell
+        assert supervisor.renew_while(lambda: renewed.wait(60))
+        # The event is set inside of the transaction; the supervisor learns of it behind that.
+        assert supervisor.renew_while(lambda: True)
+        assert supervisor.run({"script": "hang"}).ending is ending
+        assert not (rig.workdir / "log").exists()
 
 
 class TestCancel:

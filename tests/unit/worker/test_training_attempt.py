@@ -15,7 +15,7 @@ from core.platform.db.engine import Database
 from core.platform.jobs import control
 from core.platform.leases import LeaseLostError
 from core.settings import Settings
-from tests.integration.platform.rows import add_job, claim, job_of, lose, models_of
+from tests.integration.platform.rows import add_job, claim, job_of, lose, models_of, pause
 from worker.runtime import Runtime
 from worker.supervisor import Ending, Limits, Outcome, Supervisor
 from worker.training import TrainingAttempt
@@ -198,6 +198,33 @@ class TestPublish:
         attempt._conclude(Outcome(ending, error), supervise(attempt, workdir), workdir)
         assert job_of(database, job_id).state == "cancelled"
 
+    @pytest.mark.parametrize(
+        ("ending", "state"),
+        [
+            (Ending.DONE, "succeeded"),
+            (Ending.FAILED, "failed"),
+            (Ending.STOPPED, "paused"),
+            (Ending.CRASHED, "paused"),
+            (Ending.LOST, "pausing"),
+        ],
+    )
+    def test_a_pause_does_not_change_what_the_trainer_did(
+        self,
+        database: BreakingDatabase,
+        attempt: TrainingAttempt,
+        workdir: Path,
+        ending: Ending,
+        state: str,
+    ) -> None:
+        job_id = attempt._claim.row_id
+        pause(database, job_id)
+        error = {"code": "process_died", "message": "it crashed", "class": "system"}
+        outcome = DONE if ending is Ending.DONE else Outcome(ending, error)
+        attempt._conclude(outcome, supervise(attempt, workdir), workdir)
+        job = job_of(database, job_id)
+        assert (job.state, job.failures) == (state, int(ending is Ending.CRASHED))
+        assert len(models_of(database)) == (state == "succeeded")
+
     def test_an_overtaken_attempt_publishes_nothing(
         self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
     ) -> None:
@@ -244,6 +271,21 @@ class TestCheckpoints:
         with pytest.raises(LeaseLostError):
             offer_checkpoint(attempt, workdir, 3)
         assert all(runtime.store.exists(sha256) for sha256 in stored)
+
+    def test_one_that_cannot_be_used_does_not_keep_new_ones_out(
+        self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
+    ) -> None:
+        old = offer_checkpoint(attempt, workdir, 50)
+        lose(runtime.database, attempt._claim)
+        again = TrainingAttempt(runtime, claim(runtime.database), claimed_s=monotonic_s())
+        again._checkpoints, again._checkpoint_step = [old], 50  # as `_build_request` leaves them
+        for step in (3, 6):
+            new = offer_checkpoint(again, workdir, step)
+            job = job_of(runtime.database, again._claim.row_id)
+            assert (job.checkpoint_sha256, job.checkpoint_step) == (new, step)
+        with runtime.database.write() as session:
+            again._renew(session, None)
+        assert [runtime.store.exists(sha256) for sha256 in (old, new)] == [False, True]
 
     def test_none_is_left_when_the_job_has_ended(
         self, runtime: Runtime, attempt: TrainingAttempt, workdir: Path
