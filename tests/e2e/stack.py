@@ -58,7 +58,7 @@ class Stack:
 
     def __init__(self, data_dir: Path, *, database_url: str = "", broker_url: str = "") -> None:
         self.data_dir = data_dir
-        self.port = _free_port()
+        self.port = find_free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
         self.environment = build_environment(
             {
@@ -239,7 +239,8 @@ class Stack:
         return [event["type"] for event in events]
 
 
-def _free_port() -> int:
+def find_free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
