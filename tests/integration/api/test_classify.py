@@ -248,6 +248,21 @@ class TestBadInput:
         assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
 
 
+def test_a_deleted_model_classifies_no_more_in_any_process(
+    rig: Rig, start_rig: Callable[..., Rig]
+) -> None:
+    """Also where its adapter is loaded and cached."""
+    model_id = rig.client.get("/v1/models/animals").json()["id"]
+    picture = {"content": _picture(1), "headers": {"content-type": "image/png"}}
+    assert rig.client.post("/v1/models/animals/classify", **picture).status_code == 200
+    other = start_rig()
+    assert other.client.delete(f"/v1/models/{model_id}").status_code == 204
+    for reference in ("animals", model_id):
+        answer = rig.client.post(f"/v1/models/{reference}/classify", **picture)
+        assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
+    assert rig.client.get(f"/v1/models/{model_id}/merged").status_code == 404
+
+
 def test_a_model_of_other_weights_is_never_answered_for(
     start_rig: Callable[..., Rig], model: AdaptedModel, tmp_path: Path
 ) -> None:
