@@ -1,3 +1,3 @@
 """Fixtures that any test may ask for."""
 
-pytest_plugins = ["tests.fixtures.databases", "tests.fixtures.s3"]
+pytest_plugins = ["tests.fixtures.databases", "tests.fixtures.disks", "tests.fixtures.s3"]

@@ -21,8 +21,10 @@ logger = logging.getLogger(__name__)
 #: S3's own limit on the parts of an upload.
 _MAX_PARTS = 10_000
 _UPLOAD_THREADS = 4
-#: How often a download may break off without a single new byte.
+#: How often in a row a download may break off before it has got much further.
 _DOWNLOAD_TRIES = 4
+#: What counts as much: connections that bring a few bytes each would go on for ever.
+_PROGRESS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _receive(
                     file.write(chunk)
                     received += len(chunk)
         except StoreUnavailableError as error:
-            tries = 0 if received > before else tries + 1
+            tries = 0 if received - before >= _PROGRESS_BYTES else tries + 1
             if tries == _DOWNLOAD_TRIES:
                 raise
             logger.warning("%s; going on at byte %d of %s", error, received, source.key)
