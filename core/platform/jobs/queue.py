@@ -24,7 +24,7 @@ CLAIM_ORDER = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
 
 _HELD = tuple(state.value for state in HELD)
 #: How many of the newest successes say how long a job usually takes.
-_RECENT = 20
+_RECENT = 50
 
 
 @dataclass(frozen=True)
@@ -139,16 +139,21 @@ def _read_eta(progress: Mapping[str, object] | None) -> float | None:
 
 
 def _find_typical_duration(session: Session) -> float | None:
-    """Return the median duration of recent jobs, of those that needed one attempt alone.
+    """Return the median duration of those of the newest successes that needed one attempt.
 
     The others' times include what they spent in the queue or paused.
     """
-    recent = (
-        select(JobRow.finished_at - JobRow.started_at)
-        .where(JobRow.state == JobState.SUCCEEDED, JobRow.attempt == 1)
-        # By creation, as an index has it: one by the end would be for this alone.
+    newest = (
+        select(JobRow.finished_at - JobRow.started_at, JobRow.attempt)
+        .where(JobRow.state == JobState.SUCCEEDED)
+        # By creation, as an index has it: one by the end would be for this alone. And the attempts
+        # are looked at here, so that nothing beyond the newest is read in search of them.
         .order_by(JobRow.created_at.desc())
         .limit(_RECENT)
     )
-    durations = [seconds for seconds in session.scalars(recent) if seconds is not None]
+    durations = [
+        seconds
+        for seconds, attempt in session.execute(newest)
+        if attempt == 1 and seconds is not None
+    ]
     return median(durations) if durations else None

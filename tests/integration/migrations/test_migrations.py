@@ -130,6 +130,44 @@ def test_models_of_the_first_release_stay_valid_up_and_down(url: str, database: 
         assert (model.classes, model.evaluation_sha256, model.figures) == (["a", "b"], None, None)
 
 
+def test_paused_jobs_go_on_under_a_release_that_knows_no_pauses(
+    url: str, database: Database
+) -> None:
+    upgrade_to_head(url)
+    ids = {}
+    with database.write() as session:
+        for ready in (True, False):
+            dataset = create_dataset(
+                session, name="d", seed=0, archive_sha256="0" * 64, archive_bytes=1, archive_name=""
+            )
+            dataset.state = "ready" if ready else "pending"
+            for state in ("pausing", "paused") if ready else ("paused",):
+                job = create_job(
+                    session,
+                    dataset_id=DatasetId(dataset.id),
+                    name="j",
+                    spec=SPEC,
+                    metadata={},
+                    priority=7,
+                )
+                job.state = state
+                ids[state, ready] = job.id
+    downgrade_to(url, "0002")
+    with database.read() as session:
+        rows = {row["id"]: row for row in session.execute(text("SELECT * FROM jobs")).mappings()}
+    assert not {"priority", "retried_from"} & rows[ids["paused", True]].keys()
+    found = {key: rows[job_id]["state"] for key, job_id in ids.items()}
+    assert found == {
+        ("pausing", True): "running",
+        ("paused", True): "queued",
+        ("paused", False): "validating_files",
+    }
+    upgrade_to_head(url)
+    with database.read() as session:
+        priorities = session.execute(text("SELECT DISTINCT priority FROM jobs")).scalars().all()
+    assert priorities == [0]
+
+
 def test_the_migrated_tables_enforce_their_references(url: str, database: Database) -> None:
     upgrade_to_head(url)
     orphan = JobEventRow(job_id="ftjob_none", attempt=0, level="info", type="message", message="")
