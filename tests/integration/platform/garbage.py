@@ -1,7 +1,9 @@
 """Stores with old blobs in them, and rows that name some."""
 
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import func, select, update
@@ -70,3 +72,25 @@ def count(database: Database, table: type) -> int:
     """Rows of a table."""
     with database.read() as session:
         return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+class PausingStore(LocalStore):
+    """A store that lets something happen at the last moment before a deletion."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.before_deletion: Callable[[], None] | None = None
+
+    def delete(self, sha256: str) -> None:
+        if self.before_deletion is not None:
+            meanwhile, self.before_deletion = self.before_deletion, None
+            meanwhile()
+        super().delete(sha256)
+
+
+def wait_a_moment(is_done: Callable[[], bool]) -> None:
+    """Give another thread the time that it needs, if nothing holds it up."""
+    for _ in range(30):
+        if is_done():
+            return
+        threading.Event().wait(0.01)

@@ -1,7 +1,6 @@
 """Garbage goes, what a row names or is about to name stays, on both databases."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,11 +21,13 @@ from core.platform.storage.local import LocalStore
 from core.types import JobState
 from tests.integration.platform.garbage import (
     GRACE_S,
+    PausingStore,
     add_named,
     delete_long_ago,
     find_broken_archives,
     name_archive,
     put_old,
+    wait_a_moment,
 )
 from tests.integration.platform.rows import add_job, add_job_in, build_model, claim
 
@@ -204,20 +205,6 @@ class TestBudget:
         assert collect(database, store).deleted == 2
 
 
-class PausingStore(LocalStore):
-    """A store that lets something happen at the last moment before a deletion."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.before_deletion: Callable[[], None] | None = None
-
-    def delete(self, sha256: str) -> None:
-        if self.before_deletion is not None:
-            meanwhile, self.before_deletion = self.before_deletion, None
-            meanwhile()
-        super().delete(sha256)
-
-
 class TestRaces:
     def test_whoever_names_a_blob_that_is_being_deleted_learns_of_it(
         self, database: Database, root: Path
@@ -373,11 +360,3 @@ def publish_everything(database: Database, store: LocalStore) -> tuple[ModelRow,
         }
         jobs.publish(session, claimed, model)
     return model, digests
-
-
-def wait_a_moment(is_done: Callable[[], bool]) -> None:
-    """Give another thread the time that it needs, if nothing holds it up."""
-    for _ in range(30):
-        if is_done():
-            return
-        threading.Event().wait(0.01)

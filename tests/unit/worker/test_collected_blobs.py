@@ -2,20 +2,26 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from core.clock import monotonic_s
-from core.platform.collection.blobs import collect_blob
+from core.platform.collection.blobs import Collection, collect_blob, collect_blobs
 from core.platform.collection.naming import BlobCollectedError
 from core.platform.datasets import repository as datasets
 from core.platform.doorbell import TRAIN_TASK, VALIDATE_TASK
 from core.platform.storage.base import Blob
-from core.platform.storage.local import LocalStore
 from core.settings import Settings
 from core.types import DatasetState
-from tests.integration.platform.garbage import put_old
+from tests.integration.platform.garbage import (
+    PausingStore,
+    add_named,
+    find_broken_archives,
+    put_old,
+    wait_a_moment,
+)
 from tests.integration.platform.rows import (
     add_dataset,
     add_job,
@@ -43,7 +49,7 @@ class Bell:
         self.rung.append(task)
 
 
-class HastyStore(LocalStore):
+class HastyStore(PausingStore):
     """A store whose blobs of one kind are swept away as soon as they are there."""
 
     swept = b""
@@ -176,6 +182,26 @@ def test_a_rejected_archive_is_left_to_the_sweeps(
     dataset = dataset_of(runtime.database, validation._claim.row_id)
     assert (dataset.state, store.exists(dataset.archive_sha256)) == ("invalid", True)
     assert collect_blob(runtime.database, store, dataset.archive_sha256)
+
+
+def test_a_rejected_archive_that_is_uploaded_again_is_not_lost(
+    runtime: Runtime, store: HastyStore, validation: ValidationAttempt, workdir: Path
+) -> None:
+    """The upload comes between the last look at who else needs the bytes and their deletion."""
+    archive_sha256 = dataset_of(runtime.database, validation._claim.row_id).archive_sha256
+    with ThreadPoolExecutor(1) as pool:
+
+        def upload_again() -> None:
+            store.put_bytes(b"archive")
+            wait_a_moment(pool.submit(add_named, runtime.database, store, archive_sha256).done)
+
+        store.before_deletion = upload_again
+        failure = {"type": "failed", "code": "image_truncated", "message": "bad", "class": "user"}
+        supervisor = supervise(validation, workdir)
+        validation._conclude(Outcome(Ending.FAILED, failure), supervisor, workdir / "out")
+        collect_blobs(runtime.database, store, Collection(), grace_s=0)
+    assert store.before_deletion is None
+    assert find_broken_archives(runtime.database, store) == []
 
 
 class TestRings:
