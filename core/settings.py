@@ -159,7 +159,8 @@ class Settings(BaseSettings):
                 "IDAT_HEARTBEAT_S must be at most half of IDAT_LEASE_TTL_S, "
                 "or one late heartbeat loses a live job"
             )
-        if bool(self.s3_access_key_id) != (self.s3_secret_access_key is not None):
+        secret = self.s3_secret_access_key
+        if bool(self.s3_access_key_id) != bool(secret and secret.get_secret_value()):
             raise ValueError(
                 "IDAT_S3_ACCESS_KEY_ID and IDAT_S3_SECRET_ACCESS_KEY belong together: set both, "
                 "or neither and let boto3 look in its usual places"

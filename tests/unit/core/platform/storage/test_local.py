@@ -187,9 +187,20 @@ class TestFactory:
         assert "IDAT_STORAGE_URL: must be file:///absolute/path or s3://bucket/prefix" in told
         assert "secret@" not in told
 
-    def test_half_a_key_is_refused(self) -> None:
-        with pytest.raises(ValidationError, match="IDAT_S3_SECRET_ACCESS_KEY"):
-            Settings(s3_access_key_id="key")
+    @pytest.mark.parametrize(
+        "half",
+        [
+            {"s3_access_key_id": "key"},
+            {"s3_access_key_id": "key", "s3_secret_access_key": ""},
+            {"s3_secret_access_key": "secret"},
+        ],
+    )
+    def test_half_a_key_is_refused(self, half: dict[str, str]) -> None:
+        with pytest.raises(ValidationError, match="belong together"):
+            Settings.model_validate(half)
+
+    def test_empty_keys_are_none(self) -> None:
+        Settings.model_validate({"s3_access_key_id": "", "s3_secret_access_key": ""})
 
     def test_a_folder_that_cannot_be_written_is_told_in_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
