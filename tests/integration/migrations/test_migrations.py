@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from core.platform.datasets.repository import create_dataset
+from core.platform.datasets.repository import create_dataset, delete_dataset
 from core.platform.db.base import Base
 from core.platform.db.engine import Database
 from core.platform.db.migrate import (
@@ -23,7 +23,7 @@ from core.platform.db.migrate import (
 )
 from core.platform.db.tables import JobEventRow, ModelRow
 from core.platform.jobs.repository import create_job
-from core.platform.models.repository import get_model
+from core.platform.models.repository import delete_model, get_model
 from core.types import DatasetId
 from tests.fixtures.postgresql import throwaway_postgresql
 from tests.integration.platform.rows import SPEC
@@ -166,6 +166,38 @@ def test_paused_jobs_go_on_under_a_release_that_knows_no_pauses(
     with database.read() as session:
         priorities = session.execute(text("SELECT DISTINCT priority FROM jobs")).scalars().all()
     assert priorities == [0]
+
+
+def test_what_was_deleted_does_not_come_back_under_a_release_without_deletion(
+    url: str, database: Database
+) -> None:
+    upgrade_to_head(url)
+    with database.write() as session:
+        for suffix in ("kept", "gone"):
+            dataset = create_dataset(
+                session, name="d", seed=0, archive_sha256="0" * 64, archive_bytes=1, archive_name=""
+            )
+            dataset.state = "ready"
+            job = create_job(
+                session, dataset_id=DatasetId(dataset.id), name=suffix, spec=SPEC, metadata={}
+            )
+            job.state = "succeeded"
+            model_id = f"mdl_{suffix}"
+            session.add(ModelRow(id=model_id, job_id=job.id, dataset_id=dataset.id, **_OLD_MODEL))
+        session.flush()
+        delete_dataset(session, dataset.id)
+        delete_model(session, "mdl_gone")
+    downgrade_to(url, "0003")
+    with database.read() as session:
+        models = session.execute(text("SELECT id FROM models")).scalars().all()
+        found = session.execute(text("SELECT id, state FROM datasets"))
+        states = {row.id: row.state for row in found}
+    assert models == ["mdl_kept"]
+    assert states.pop(dataset.id) == "failed"
+    assert list(states.values()) == ["ready"]
+    upgrade_to_head(url)
+    with database.read() as session:
+        assert get_model(session, "mdl_kept").deleted_at is None
 
 
 def test_the_migrated_tables_enforce_their_references(url: str, database: Database) -> None:
