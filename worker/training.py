@@ -60,6 +60,7 @@ class TrainingAttempt:
         self._claim = claim
         self._claimed_s = claimed_s
         self._checkpoints: list[str] = []
+        self._superseded: list[str] = []
         #: that of the newest checkpoint, recorded or offered
         self._checkpoint_step = 0
 
@@ -198,6 +199,7 @@ class TrainingAttempt:
             return self._warn(f"the checkpoint of step {step} could not be stored: {error}")
         finally:
             path.unlink()
+        self._delete_superseded()
         # The trainer counts on from a checkpoint that it was given; one that it could not use
         # (made on other hardware, or gone) must not keep the new ones out.
         starts_over = step < self._checkpoint_step
@@ -222,18 +224,30 @@ class TrainingAttempt:
         )
 
     def _drop_old_checkpoints(self, session: Session) -> None:
-        """Delete the checkpoints before the one that the row names.
+        """Mark the checkpoints before the one that the row names for deletion.
 
         Called at the start of a transaction, behind its fence: what the row names then is
-        committed, and an overtaken attempt never gets here.
+        committed, and an overtaken attempt never gets here. The store is not asked here: it may
+        hang, and the lease with it.
         """
         current = repository.get_job(session, self._claim.row_id).checkpoint_sha256
         if current not in self._checkpoints:
             return
         keep_from = self._checkpoints.index(current)
-        for sha256 in self._checkpoints[:keep_from]:
-            self._runtime.store.delete(sha256)
+        self._superseded += self._checkpoints[:keep_from]
         del self._checkpoints[:keep_from]
+
+    def _delete_superseded(self) -> None:
+        superseded, self._superseded = self._superseded, []
+        self._delete(superseded)
+
+    def _delete(self, digests: list[str]) -> None:
+        """Delete checkpoints; what the store does not delete now is left to the sweeps."""
+        for sha256 in digests:
+            try:
+                self._runtime.store.delete(sha256)
+            except (AppError, OSError) as error:
+                logger.warning("the checkpoint %s stays for now: %s", sha256, error)
 
     def _conclude(self, outcome: Outcome, supervisor: Supervisor, workdir: Path) -> None:
         claim = self._claim
@@ -257,8 +271,7 @@ class TrainingAttempt:
                 supervisor.write_last(self._finish_cancel)
             case Ending.LOST:
                 return
-        for sha256 in self._checkpoints:
-            self._runtime.store.delete(sha256)
+        self._delete([*self._superseded, *self._checkpoints])
 
     def _publish(self, model: ModelRow, session: Session) -> None:
         ensure_stored(session, self._runtime.store, *list_model_digests(model))

@@ -34,11 +34,17 @@ class FailingStore(LocalStore):
 
     put_fault: Exception | None = None
     fetch_fault: Exception | None = None
+    delete_fault: Exception | None = None
 
     def put_file(self, path: Path) -> Blob:
         if self.put_fault:
             raise self.put_fault
         return super().put_file(path)
+
+    def delete(self, sha256: str) -> None:
+        if self.delete_fault:
+            raise self.delete_fault
+        super().delete(sha256)
 
     def fetch(self, sha256: str, *, into: Path | None = None) -> Path:
         if self.fetch_fault:
@@ -108,6 +114,17 @@ class TestCheckpoints:
         store.put_fault = None
         offer_checkpoint(attempt, tmp_path, 3)
         assert job_of(attempt._runtime.database, job.id).checkpoint_step == 3
+
+    def test_one_that_cannot_be_deleted_holds_nothing_up(
+        self, attempt: TrainingAttempt, store: FailingStore, tmp_path: Path
+    ) -> None:
+        store.delete_fault = StoreUnavailableError("no answer")
+        for step in (1, 2, 3):
+            offer_checkpoint(attempt, tmp_path, step)
+            with attempt._runtime.database.write() as session:
+                attempt._renew(session, None)
+        job = job_of(attempt._runtime.database, attempt._claim.row_id)
+        assert (job.state, job.checkpoint_step) == ("running", 3)
 
     def test_a_damaged_one_is_dropped_and_the_job_starts_over(
         self, attempt: TrainingAttempt, store: FailingStore, tmp_path: Path

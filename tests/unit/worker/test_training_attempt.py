@@ -246,7 +246,8 @@ class TestCheckpoints:
             assert (job.checkpoint_sha256, job.checkpoint_step) == (stored[-1], step)
         with runtime.database.write() as session:
             attempt._renew(session, None)
-        assert [runtime.store.exists(sha256) for sha256 in stored] == [False, False, False, True]
+        stored.append(offer_checkpoint(attempt, workdir, 5))
+        assert [runtime.store.exists(sha256) for sha256 in stored] == [False] * 3 + [True] * 2
 
     def test_none_is_dropped_for_one_whose_write_was_rolled_back(
         self, database: BreakingDatabase, attempt: TrainingAttempt, workdir: Path
@@ -285,6 +286,7 @@ class TestCheckpoints:
             assert (job.checkpoint_sha256, job.checkpoint_step) == (new, step)
         with runtime.database.write() as session:
             again._renew(session, None)
+        offer_checkpoint(again, workdir, 9)
         assert [runtime.store.exists(sha256) for sha256 in (old, new)] == [False, True]
 
     def test_none_is_left_when_the_job_has_ended(
