@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from core.clock import monotonic_s
+from core.clock import monotonic_s, now_s
 from core.platform.collection import rows
 from core.platform.collection.blobs import Collection, collect_blobs
 from core.platform.collection.log import record_sweep
@@ -62,13 +62,13 @@ def sweep(runtime: Runtime) -> SweepResult:
         result.counts += _clean_scratch(runtime)
     with _part(result, "rings"):
         result.counts += _ring(runtime)
+    with _part(result, "partial_blobs"):
+        result.counts += _remove_partial_blobs(runtime)
     with _part(result, "turn"):
         result.has_walked = _take_collect_turn(runtime)
     if result.has_walked:
         with _part(result, "rows"):
             result.counts += _forget_rows(runtime)
-        with _part(result, "partial_blobs"):
-            result.counts += _remove_partial_blobs(runtime)
         with _part(result, "blobs"):
             _collect_blobs(runtime, result.counts)
     result.counts = +result.counts  # leaves out what did not happen
@@ -154,6 +154,15 @@ def _forget_rows(runtime: Runtime) -> Counter[str]:
 
 
 def _remove_partial_blobs(runtime: Runtime) -> Counter[str]:
+    """Remove what killed writers left in the store, and in this host's copies of it.
+
+    Those copies are why each worker does it for itself, at the interval of the walk.
+    """
+    done = runtime.folder / "partial-blobs-removed"
+    if done.exists() and abs(now_s() - done.stat().st_mtime) < runtime.settings.collect_interval_s:
+        return Counter()
+    runtime.folder.mkdir(parents=True, exist_ok=True)
+    done.touch()
     grace_s = runtime.settings.collect_grace_s
     return Counter(partial_blobs=runtime.store.remove_abandoned(older_than_s=grace_s))
 

@@ -285,6 +285,22 @@ class TestWhole:
         for runtime in runtimes:
             runtime.database.dispose()
 
+    def test_partial_blobs_are_looked_for_once_in_an_interval(
+        self, tmp_path: Path, sqlite_url: str
+    ) -> None:
+        runtime = build_runtime(tmp_path, sqlite_url, collect_interval_s=600)
+        store = LocalStore(runtime.settings.data_dir / "blobs")
+        asked: list[float] = []
+        store.remove_abandoned = lambda *, older_than_s: asked.append(older_than_s) or 0  # type: ignore[method-assign]
+        runtime.store = store
+        sweep(runtime)
+        sweep(runtime)
+        assert asked == [runtime.settings.collect_grace_s]
+        age(runtime.folder / "partial-blobs-removed", 601)
+        sweep(runtime)
+        assert len(asked) == 2
+        runtime.database.dispose()
+
     def test_a_fault_in_one_part_leaves_the_others_at_work(
         self, runtime: Runtime, caplog: pytest.LogCaptureFixture
     ) -> None:
