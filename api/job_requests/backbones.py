@@ -2,7 +2,7 @@
 
 from api.job_requests.problems import quote
 from api.schemas.jobs import MethodRequest
-from core.catalog.backbones import BackboneFacts, find_backbone, get_backbone, list_backbones
+from core.catalog.backbones import BackboneFacts, explain_unknown, find_backbone, get_backbone
 from core.catalog.methods import MethodType
 from core.catalog.pairs import PAIRS
 from core.errors import FieldError
@@ -59,7 +59,6 @@ def _refuse_given(
 def _find_network(role: str, name: str, errors: list[FieldError]) -> BackboneFacts | None:
     facts = find_backbone(name)
     if facts is None:
-        allowed = quote(backbone.name for backbone in list_backbones())
-        message = f"there is no backbone {name!r}; allowed: {allowed}"
+        message = f"{explain_unknown(name)}; GET /v1/fine_tuning/methods lists a choice"
         errors.append(FieldError(f"/method/{role}", message, "unknown_backbone"))
     return facts

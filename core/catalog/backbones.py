@@ -1,11 +1,13 @@
 """Facts about the timm networks that can be a student or a teacher, known without loading torch.
 
-The table `backbones.json` is written from timm by `python -m core.ml.backbones.write_facts`. A
-network that is not in it may still work; the worker finds out when it loads it.
+The table `backbones.json` is written from timm by `python -m core.ml.backbones.write_facts`: every
+network with published weights that adapters have places in, and beside it why each of the others
+has none.
 """
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,10 @@ from core.catalog.licenses import find_license_note
 from core.errors import InvalidError
 
 TABLE = Path(__file__).with_name("backbones.json")
+#: Reasons, each with the timm architectures that it keeps out.
+UNSUPPORTED_TABLE = Path(__file__).with_name("unsupported_backbones.json")
+
+_MOST_SUGGESTIONS = 5
 
 
 class UnknownBackboneError(InvalidError):
@@ -66,6 +72,7 @@ class BackboneFacts:
             pooling and widening the stream, and for ConvNeXt.
         prompts: whether further tokens may be put behind the prefix tokens.
         grid: whether rows and columns of the patch tokens are known at the end of every block.
+        listed: whether `list_backbones` names it: a choice of each family, not every variant.
     """
 
     name: str
@@ -91,6 +98,7 @@ class BackboneFacts:
     has_attention_branch: bool
     prompts: bool
     grid: bool
+    listed: bool
 
     @property
     def depth(self) -> int:
@@ -112,24 +120,40 @@ def get_backbone(name: str) -> BackboneFacts:
     """Return the facts of the network `name`.
 
     Raises:
-        UnknownBackboneError: it is not in the table.
+        UnknownBackboneError: it is not in the table; the message says why, as far as is known.
     """
     facts = find_backbone(name)
     if facts is None:
-        raise UnknownBackboneError(
-            f"{name!r} is not a backbone that is known here; list_backbones has {len(_table())}"
-        )
+        raise UnknownBackboneError(explain_unknown(name))
     return facts
 
 
 def find_backbone(name: str) -> BackboneFacts | None:
     """Return the facts of the network `name`, or None."""
-    return _table().get(name)
+    row = _rows().get(name)
+    return None if row is None else _read_row(name, row)
 
 
 def list_backbones() -> list[BackboneFacts]:
-    """Return all facts in the order of the table."""
-    return list(_table().values())
+    """Return the facts of the listed networks in the order of the table."""
+    return [_read_row(name, row) for name, row in _rows().items() if row.get("listed", False)]
+
+
+def explain_unknown(name: str) -> str:
+    """Return a sentence on why `find_backbone(name)` is None, and on the way out."""
+    architecture = name.partition(".")[0]
+    for reason, architectures in _unsupported().items():
+        if architecture in architectures:
+            return f"{name!r} cannot be used: {reason}"
+    same = [other for other in _rows() if other.partition(".")[0] == architecture]
+    similar = same or get_close_matches(name, _rows(), n=_MOST_SUGGESTIONS)
+    if similar:
+        some = ", ".join(similar[:_MOST_SUGGESTIONS])
+        return f"there is no backbone {name!r}; similar names: {some}"
+    return (
+        f"there is no backbone {name!r}; {len(_rows())} networks of timm can be used, "
+        f"for example {next(iter(_rows()))}"
+    )
 
 
 def head_parameters(facts: BackboneFacts, num_classes: int) -> int:
@@ -138,9 +162,15 @@ def head_parameters(facts: BackboneFacts, num_classes: int) -> int:
 
 
 @cache
-def _table() -> dict[str, BackboneFacts]:
+def _rows() -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
-    return {name: _read_row(name, row) for name, row in rows.items()}
+    return rows
+
+
+@cache
+def _unsupported() -> dict[str, frozenset[str]]:
+    reasons: dict[str, list[str]] = json.loads(UNSUPPORTED_TABLE.read_text(encoding="utf-8"))
+    return {reason: frozenset(architectures) for reason, architectures in reasons.items()}
 
 
 def _read_row(name: str, row: dict[str, Any]) -> BackboneFacts:
@@ -150,6 +180,7 @@ def _read_row(name: str, row: dict[str, Any]) -> BackboneFacts:
     values["input_widths"] = _unroll(row.get("input_widths", row["block_widths"]))
     values["heads"] = _unroll(row["heads"])
     values["layout"] = StreamLayout(row["layout"])
+    values["listed"] = row.get("listed", False)
     return BackboneFacts(name=name, **values)
 
 

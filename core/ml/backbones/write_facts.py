@@ -1,12 +1,13 @@
-"""Write the table of backbone facts from timm: `python -m core.ml.backbones.write_facts`.
+"""Write the tables of backbone facts from timm: `python -m core.ml.backbones.write_facts`.
 
-Networks are built on the meta device, so nothing is downloaded and no memory is taken.
+Every network that timm has weights for is built once, on the meta device, so nothing is downloaded
+and no memory is taken. It takes some minutes.
 """
 
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,16 +15,16 @@ import timm
 import torch
 from torch import nn
 
-from core.catalog.backbones import TABLE
+from core.catalog.backbones import TABLE, UNSUPPORTED_TABLE
 from core.catalog.licenses import NOT_STATED
 from core.catalog.pairs import PAIRS
-from core.ml.backbones.blocks import ResidualBlock, find_blocks
+from core.ml.backbones.blocks import ResidualBlock, UnsupportedBackboneError, find_blocks
 from core.ml.backbones.load import read_num_features, register_bundled
 from core.ml.backbones.parts import find_biases, find_operations
 
 logger = logging.getLogger(__name__)
 
-#: Networks beside those of the pairs, a few of every family that has places for adapters: plain and
+#: Networks that are listed beside those of the pairs, a few of every family: plain and
 #: self-supervised ViTs, image-text towers, BEiT, EVA-02, DINOv3, then the pyramids.
 NAMES = (
     "vit_tiny_patch16_224.augreg_in21k",
@@ -137,14 +138,18 @@ NAMES = (
 
 
 def list_names() -> list[str]:
-    """Return the networks of the table: those of the pairs first."""
+    """Return the networks that are listed: those of the pairs first."""
     register_bundled()
     paired = [name for pair in PAIRS.values() for name in (pair.student, pair.teacher)]
     return list(dict.fromkeys([*paired, *NAMES]))
 
 
 def read_facts(name: str) -> dict[str, Any]:
-    """Return the facts of one network as JSON values."""
+    """Return the facts of one network as JSON values.
+
+    Raises:
+        UnsupportedBackboneError: adapters have no places in it.
+    """
     with torch.device("meta"):
         return describe_network(timm.create_model(name, pretrained=False, num_classes=0))
 
@@ -153,10 +158,17 @@ def describe_network(module: nn.Module) -> dict[str, Any]:
     """Return the facts of a network without a classifier as JSON values.
 
     Lists with a number for every block are written as runs of equal ones, [value, blocks].
+
+    Raises:
+        UnsupportedBackboneError: adapters have no places in it.
     """
     config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment] # a plain dict
     channels, height, width = config["input_size"]
-    assert channels == 3 and height == width  # noqa: PLR2004, PT018 - square colour input
+    if (channels, height) != (3, width):
+        raise UnsupportedBackboneError(
+            f"this {type(module).__name__} is not supported: it reads {channels} channels of "
+            f"{height} x {width} pixels, not square colour images"
+        )
     blocks = find_blocks(module)
     widths = [block.width for block in blocks]
     input_widths = [block.input_width for block in blocks]
@@ -189,12 +201,39 @@ def describe_network(module: nn.Module) -> dict[str, Any]:
     return facts
 
 
+def read_all() -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """Return the facts of every network, and for each reason the architectures it keeps out."""
+    listed = list_names()
+    rows: dict[str, dict[str, Any]] = {
+        name: {**read_facts(name), "listed": True} for name in listed
+    }
+    refused: dict[str, str] = {}  # by architecture: its weights do not matter
+    for name in sorted(timm.list_pretrained()):
+        architecture = name.partition(".")[0]
+        if name in rows or architecture in rows or architecture in refused:
+            continue
+        try:
+            rows[name] = read_facts(name)
+        except UnsupportedBackboneError as error:
+            refused[architecture] = error.message
+    reasons: dict[str, list[str]] = {}
+    for architecture, reason in refused.items():
+        reasons.setdefault(reason, []).append(architecture)
+    return rows, reasons
+
+
 def write_facts() -> None:
-    """Write the table."""
-    rows = {name: read_facts(name) for name in list_names()}
-    lines = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
-    TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    """Write both tables."""
+    rows, reasons = read_all()
+    TABLE.write_text(_as_lines(rows), encoding="utf-8")
+    UNSUPPORTED_TABLE.write_text(_as_lines(reasons), encoding="utf-8")
     logger.info("wrote %d networks to %s", len(rows), TABLE)
+
+
+def _as_lines(table: Mapping[str, object]) -> str:
+    """Return a JSON object with one line for each key."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _runs(values: Iterable[int]) -> list[list[int]]:

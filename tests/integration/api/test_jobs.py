@@ -287,12 +287,28 @@ class TestBadRequest:
     def test_messages_name_what_is_allowed(self, rig: Rig, dataset_id: str) -> None:
         for method, names in (
             ({"pair": "x"}, list(PAIRS)),
-            ({"type": "adapter", "student": "x"}, [b.name for b in list_backbones()]),
             ({"type": "x", "pair": "starter"}, ["idat", "adapter"]),
         ):
             answer = rig.client.post(_JOBS, json=_request(dataset_id, method=method))
             message = answer.json()["errors"][0]["message"]
             assert all(repr(name) in message for name in names)
+
+    @pytest.mark.parametrize(
+        ("student", "part"),
+        [
+            ("x", "networks of timm can be used"),
+            ("resnet50.a1_in1k", "ResNet is not supported: it is made of convolutions"),
+            ("vit_base_patch16_224.augreg", "vit_base_patch16_224.augreg_in21k"),
+        ],
+    )
+    def test_an_unknown_network_is_told_why_and_where_others_are_listed(
+        self, rig: Rig, dataset_id: str, student: str, part: str
+    ) -> None:
+        body = _request(dataset_id, method={"type": "adapter", "student": student})
+        answer = rig.client.post(_JOBS, json=body)
+        message = answer.json()["errors"][0]["message"]
+        assert part in message
+        assert message.endswith("GET /v1/fine_tuning/methods lists a choice")
 
     def test_all_wrong_fields_are_told_at_once(self, rig: Rig, dataset_id: str) -> None:
         wanted = _request(dataset_id, method={"pair": "x", "student": "y", "teacher": "z"})

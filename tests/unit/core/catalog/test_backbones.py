@@ -11,6 +11,7 @@ import torch
 from core.catalog.adapters import adapter_parameters
 from core.catalog.backbones import (
     TABLE,
+    UNSUPPORTED_TABLE,
     UnknownBackboneError,
     find_backbone,
     get_backbone,
@@ -21,6 +22,7 @@ from core.catalog.methods import AdapterKind
 from core.catalog.pairs import PAIRS
 from core.ml.backbones.write_facts import list_names, read_facts
 
+ROWS = json.loads(TABLE.read_text(encoding="utf-8"))
 SEQUENTIAL = AdapterKind.SEQUENTIAL
 VIT_S, VIT_B, VIT_L = (
     f"vit_{size}_patch16_224.augreg_in21k" for size in ("small", "base", "large")
@@ -35,12 +37,33 @@ def count(name, hidden_dim=4, classes=100):
 
 class TestTable:
     @pytest.mark.parametrize("name", list_names())
-    def test_agrees_with_timm(self, name):
-        rows = json.loads(TABLE.read_text(encoding="utf-8"))
-        assert rows[name] == read_facts(name)
+    def test_listed_networks_agree_with_timm(self, name):
+        assert ROWS[name] == {**read_facts(name), "listed": True}
 
-    def test_has_no_other_rows(self):
+    @pytest.mark.parametrize("name", sorted(set(ROWS) - set(list_names()))[::25])
+    def test_a_sample_of_the_others_agrees_with_timm(self, name):
+        assert ROWS[name] == read_facts(name)
+
+    def test_lists_a_choice(self):
         assert [facts.name for facts in list_backbones()] == list_names()
+        assert {get_backbone(name).family for name in ROWS} == {
+            facts.family for facts in list_backbones()
+        }
+
+    def test_every_network_with_weights_is_in_it_or_has_a_reason_not_to_be(self):
+        unsupported = json.loads(UNSUPPORTED_TABLE.read_text(encoding="utf-8"))
+        refused = [name for names in unsupported.values() for name in names]
+        assert len(refused) == len(set(refused))
+        registered = {name for name in timm.list_pretrained() if "starter" not in name}
+        assert registered - set(ROWS) == {
+            name for name in registered if name.partition(".")[0] in refused
+        }
+        assert {name for name in ROWS if "starter" not in name} <= registered
+
+    def test_finds_what_it_does_not_list(self):
+        facts = get_backbone("eva02_large_patch14_448.mim_m38m_ft_in22k_in1k")
+        assert not facts.listed
+        assert (facts.image_px, facts.depth, facts.num_features) == (448, 24, 1024)
 
     def test_has_both_sides_of_every_pair(self):
         for pair in PAIRS.values():
@@ -55,10 +78,25 @@ class TestTable:
         )
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
-    def test_unknown(self):
-        assert find_backbone("vit_unheard_of") is None
-        with pytest.raises(UnknownBackboneError, match="vit_unheard_of"):
-            get_backbone("vit_unheard_of")
+
+class TestUnknown:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("resnet50.a1_in1k", "'resnet50.a1_in1k' cannot be used: ResNet .* convolutions"),
+            ("xcit_nano_12_p16_224", "cannot be used: Xcit .* third branch"),
+            ("cait_s24_224.fb_dist_in1k", "cannot be used: Cait .* one drop-path module"),
+            ("vit_base_patch16_sapiens2.fb", "cannot be used: .* 1024 x 768 pixels"),
+            ("eva02_tiny_patch14_224", r"similar names: eva02_tiny_patch14_224\.mim_in22k$"),
+            ("vit_base_patch16_224.augreg_in21", r"similar names: .*\.augreg_in21k,"),
+            ("swin_small_patch4_windw7_224.ms_in22k", "similar names: swin_small_patch4_window7"),
+            ("https://example.org/w", r"no backbone 'https.*'; \d+ networks of timm can be used"),
+        ],
+    )
+    def test_says_why_and_what_else(self, name, message):
+        assert find_backbone(name) is None
+        with pytest.raises(UnknownBackboneError, match=message):
+            get_backbone(name)
 
 
 class TestFrozenParameters:
