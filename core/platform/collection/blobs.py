@@ -21,7 +21,7 @@ class Budget:
 
     Attributes:
         blobs: at most so many.
-        time_s: no further one after so long. The walk itself is not counted: one that could not get
+        time_s: no further one after so long. Only deleting is counted: a walk that could not get
             past what is to be kept would never delete anything.
     """
 
@@ -78,7 +78,7 @@ def collect_blobs(
     with database.read() as session:
         # Not this machine's clock, which may be a day off.
         newest_s = session.scalars(select(db_now())).one() - grace_s
-    deadline_s = monotonic_s() + budget.time_s
+    spent_s = 0.0
     for blob in store.iter_blobs():
         result.seen += 1
         result.seen_bytes += blob.size_bytes
@@ -87,11 +87,12 @@ def collect_blobs(
         if references is None:
             with database.read() as session:
                 references = read_references(session)
-            deadline_s = monotonic_s() + budget.time_s
         if bytes.fromhex(blob.sha256) in references:
             continue
+        started_s = monotonic_s()
         _try_to_delete(database, store, blob, result)
-        if result.deleted >= budget.blobs or monotonic_s() > deadline_s:
+        spent_s += monotonic_s() - started_s
+        if result.deleted >= budget.blobs or spent_s > budget.time_s:
             return
     result.is_complete = True
 
