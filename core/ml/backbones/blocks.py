@@ -223,13 +223,19 @@ def _heads(attn: nn.Module | None) -> int:
 
 
 def _grid(backbone: nn.Module, name: str, image_px: int) -> tuple[int, int] | None:
-    """Return rows and columns from timm's own list of strides, by block or by stage."""
+    """Return rows and columns from timm's own list of strides, by block or by stage.
+
+    Where patches do not fill the image, a ViT leaves a margin out. Pyramids round up or down, each
+    in its own way, so there the answer is None.
+    """
     number = re.search(r"\d+", name)
     assert number is not None, "blocks are numbered, and in pyramids their stages come first"
-    for stage in getattr(backbone, "feature_info"):  # noqa: B009 - nn.Module types every attribute
+    stages = getattr(backbone, "feature_info")  # noqa: B009 - nn.Module types every attribute
+    is_pyramid = len({stage["reduction"] for stage in stages}) > 1
+    for stage in stages:
         if stage["module"].rpartition(".")[2] == number[0]:
             side, rest = divmod(image_px, int(stage["reduction"]))
-            return None if rest else (side, side)
+            return None if rest and is_pyramid else (side, side)
     return None
 
 

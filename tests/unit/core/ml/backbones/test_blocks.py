@@ -254,7 +254,15 @@ class TestGrid:
         assert {block.grid for block in find_blocks(network)} == {(37, 37)}
         assert {block.grid for block in find_blocks(network, 224)} == {(16, 16)}
 
-    def test_is_unknown_where_patches_do_not_fill_the_image(self):
+    def test_a_vit_leaves_a_margin_out(self):
+        with torch.device("meta"):
+            network = timm.create_model("vit_so400m_patch14_siglip_384", num_classes=0)
+            tokens = network.patch_embed(torch.empty(1, 3, 384, 384))
+        (grid,) = {block.grid for block in find_blocks(network)}
+        assert grid == (27, 27)
+        assert tokens.shape[1] == 27 * 27
+
+    def test_is_unknown_where_the_patches_of_a_pyramid_do_not_fill_the_image(self):
         with torch.device("meta"):
             network = timm.create_model("pvt_v2_b0", num_classes=0)
         assert [block.grid for block in find_blocks(network, 100)][:2] == [(25, 25)] * 2
