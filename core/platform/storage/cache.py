@@ -28,9 +28,6 @@ from core.errors import StorageFullError
 from core.platform.storage.errors import StoreUnavailableError
 from core.platform.storage.files import move_into_place, remove_old_files, typed_disk_errors
 
-#: How long to wait for whoever is fetching the same blob. Its process may be stopped, so the wait
-#: has an end; what then follows is a second download, harmless but for the traffic.
-_TURN_S = 120.0
 _POLL_S = 0.02
 #: How often a name may go between finding and using it. Once is rare already.
 _TRIES = 10
@@ -42,16 +39,20 @@ Download = Callable[[Path], None]
 class FileCache:
     """A folder of blobs, `<first two hex digits>/<sha256>`, least recently used first out."""
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int, *, turn_s: float = 120.0) -> None:
         """Create the folder if it is missing.
 
         Args:
             root: the folder; hard links work within its file system only.
             max_bytes: bound on the files here. A larger blob, and files with a second name
                 elsewhere, may exceed it for as long as they are in use.
+            turn_s: how long to wait for whoever is fetching the same blob. Its process may be
+                stopped, so the wait has an end; what then follows is a second download, harmless
+                but for the traffic.
         """
         self._root = root
         self._max_bytes = max_bytes
+        self._turn_s = turn_s
         self._incoming = root / "incoming"
         self._turns = root / "turns"
         for folder in (self._incoming, self._turns):
@@ -179,7 +180,7 @@ class FileCache:
     @contextlib.contextmanager
     def _take_turn(self, name: str) -> Iterator[None]:
         """Hold one of 256 locks, that a killed process gives up by itself."""
-        deadline_s = monotonic_s() + _TURN_S
+        deadline_s = monotonic_s() + self._turn_s
         with (self._turns / name).open("wb") as file:
             while not _try_lock(file) and monotonic_s() < deadline_s:
                 time.sleep(_POLL_S)
