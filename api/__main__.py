@@ -28,8 +28,8 @@ def main() -> int:
     parser.parse_args()
     try:
         settings = Settings()
-        app = create_app(settings)
         check_store(settings)
+        app = create_app(settings)
         listener = _listen(settings)
     except ValidationError as error:
         return _refuse(describe_wrong_settings(error))
