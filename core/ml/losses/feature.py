@@ -100,4 +100,6 @@ def as_tokens(hidden: Tensor, block: ResidualBlock) -> Tensor:
 
 
 def _has_class_token(backbone: LoadedBackbone) -> bool:
-    return int(getattr(backbone.module, "num_prefix_tokens", 0)) > 0
+    # Prefix tokens alone do not tell: some networks have registers and no class token.
+    names = (name for name, _ in backbone.module.named_parameters())
+    return any(name.rpartition(".")[2] == "cls_token" for name in names)
