@@ -136,9 +136,9 @@ class TestSelection:
     ):
         looked = []
 
-        def count(model, images, labels):
+        def count(model, images, labels, **options):
             looked.append(labels.data_ptr())
-            return evaluate(model, images, labels)
+            return evaluate(model, images, labels, **options)
 
         monkeypatch.setattr(loop, "evaluate", count)
         data = tiny_data()
