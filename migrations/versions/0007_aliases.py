@@ -1,0 +1,14 @@
+"""Aliases of models, and models that no job of this service made."""
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
+
+
+def downgrade() -> None:
+    pass
