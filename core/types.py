@@ -7,6 +7,13 @@ from typing import NewType
 DatasetId = NewType("DatasetId", str)
 JobId = NewType("JobId", str)
 ModelId = NewType("ModelId", str)
+WebhookEndpointId = NewType("WebhookEndpointId", str)
+EventId = NewType("EventId", str)
+
+#: The project of keys that name none, and of everything made before there were projects.
+DEFAULT_PROJECT = "default"
+#: What the name of a project looks like.
+PROJECT_PATTERN = r"[a-z0-9][a-z0-9._-]{0,39}"
 
 _ID_BYTES = 12
 
@@ -24,6 +31,16 @@ def new_job_id() -> JobId:
 def new_model_id() -> ModelId:
     """Return a fresh model id, `mdl_…`."""
     return ModelId(f"mdl_{secrets.token_hex(_ID_BYTES)}")
+
+
+def new_webhook_endpoint_id() -> WebhookEndpointId:
+    """Return a fresh webhook endpoint id, `whk_…`."""
+    return WebhookEndpointId(f"whk_{secrets.token_hex(_ID_BYTES)}")
+
+
+def new_event_id() -> EventId:
+    """Return a fresh id of an event that is told to a webhook endpoint, `evt_…`."""
+    return EventId(f"evt_{secrets.token_hex(_ID_BYTES)}")
 
 
 class DatasetState(StrEnum):
@@ -48,6 +65,15 @@ class JobState(StrEnum):
     SUCCEEDED = "succeeded"  #: its model is published; final
     FAILED = "failed"  #: final, with `error`
     CANCELLED = "cancelled"  #: final
+
+
+class DeliveryState(StrEnum):
+    """Where an event stands on its way to one webhook endpoint."""
+
+    PENDING = "pending"  #: to be sent when it is due
+    SENDING = "sending"  #: one attempt holds the lease
+    DELIVERED = "delivered"  #: the receiver answered 2xx; final
+    FAILED = "failed"  #: given up; final
 
 
 class Split(StrEnum):

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 #: release may still be in the broker.
 TRAIN_TASK = "job.train"
 VALIDATE_TASK = "dataset.validate"
+DELIVER_TASK = "webhook.deliver"
 
 #: Redis transport options for every process that talks to the broker. The visibility timeout must
 #: be the same everywhere; the short socket timeouts keep a frozen broker from hanging a caller.

@@ -14,9 +14,9 @@ from sqlalchemy import ColumnElement, SQLColumnExpression, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform.db.clock import db_now
-from core.platform.db.tables import DatasetRow, JobRow
+from core.platform.db.tables import DatasetRow, JobRow, WebhookDeliveryRow
 
-LeasedRow = TypeVar("LeasedRow", DatasetRow, JobRow)
+LeasedRow = TypeVar("LeasedRow", DatasetRow, JobRow, WebhookDeliveryRow)
 
 
 class LeaseLostError(Exception):

@@ -1,14 +1,40 @@
 """The tables. All times are unix seconds on the database's clock."""
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.platform.db.base import Base, JsonObject, Leased
 from core.platform.db.clock import db_now
-from core.types import DatasetState, JobState
+from core.types import DEFAULT_PROJECT, DatasetState, DeliveryState, JobState
 
 _ID = String(40)
 _SHA256 = String(64)
+
+
+class ProjectRow(Base):
+    """A tenant: its share of the workers and its limits. Made when it creates its first job."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    #: share of the workers, relative to the other projects' weights
+    weight: Mapped[float] = mapped_column(Float(53), default=1.0, server_default=text("1"))
+    #: jobs at once; null for the setting's number, 0 for no limit
+    max_running_jobs: Mapped[int | None] = mapped_column(Integer, default=None)
+    #: virtual time at which the project's last job was claimed; null before its first
+    pass_: Mapped[float | None] = mapped_column("pass", Float(53), default=None)
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
 
 
 class DatasetRow(Leased, Base):
@@ -17,6 +43,10 @@ class DatasetRow(Leased, Base):
     __tablename__ = "datasets"
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    #: the server's default is for processes of the release before, which know no projects
+    project_id: Mapped[str] = mapped_column(
+        _ID, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT
+    )
     name: Mapped[str] = mapped_column(String(200))
     state: Mapped[str] = mapped_column(String(20), default=DatasetState.PENDING.value)
     seed: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -39,7 +69,10 @@ class DatasetRow(Leased, Base):
     #: set when its user has deleted it; the row stays for as long as jobs or models point at it
     deleted_at: Mapped[float | None] = mapped_column(Float(53), default=None)
 
-    __table_args__ = (Index("ix_datasets_state_created_at", "state", "created_at"),)
+    __table_args__ = (
+        Index("ix_datasets_state_created_at", "state", "created_at"),
+        Index("ix_datasets_project_created_at", "project_id", "created_at", "id"),
+    )
 
 
 class JobRow(Leased, Base):
@@ -48,6 +81,10 @@ class JobRow(Leased, Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    #: the server's default is for processes of the release before, which know no projects
+    project_id: Mapped[str] = mapped_column(
+        _ID, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT
+    )
     name: Mapped[str] = mapped_column(String(200))
     state: Mapped[str] = mapped_column(String(20), default=JobState.VALIDATING_FILES.value)
     #: higher is claimed first; the server's default is for processes of the release before
@@ -63,14 +100,37 @@ class JobRow(Leased, Base):
     model_id: Mapped[str | None] = mapped_column(_ID, default=None)
     #: the failed job that this one repeats; no reference, as that one may be deleted
     retried_from: Mapped[str | None] = mapped_column(_ID, default=None)
+    #: what it needs of a device, as estimated when it was created; 0 in rows of earlier releases
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    #: longest running time of all attempts together that its user allows, seconds
+    max_seconds: Mapped[float | None] = mapped_column(Float(53), default=None)
+    #: running time of the attempts that have ended, seconds
+    ran_s: Mapped[float] = mapped_column(Float(53), default=0.0, server_default=text("0"))
+    #: when the attempt that holds it was claimed; null while nobody does
+    claimed_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+    #: the worker that keeps memory free for it, and until when
+    reserved_by: Mapped[str | None] = mapped_column(String(200), default=None)
+    reserved_until: Mapped[float | None] = mapped_column(Float(53), default=None)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
     started_at: Mapped[float | None] = mapped_column(Float(53), default=None)
     finished_at: Mapped[float | None] = mapped_column(Float(53), default=None)
 
     __table_args__ = (
         Index("ix_jobs_state_created_at", "state", "created_at"),
-        # The order of claims: `core.platform.jobs.queue.CLAIM_ORDER`.
+        # The order of claims of the release before.
         Index("ix_jobs_queue", "state", priority.desc(), "created_at", "id"),
+        # The order of claims within a project: `core.platform.jobs.claiming`. With the memory, so
+        # that jobs which do not fit are passed over without being read.
+        Index(
+            "ix_jobs_project_queue",
+            "project_id",
+            "state",
+            priority.desc(),
+            "created_at",
+            "id",
+            "memory_bytes",
+        ),
+        Index("ix_jobs_project_created_at", "project_id", "created_at", "id"),
     )
 
 
@@ -109,6 +169,10 @@ class ModelRow(Base):
     __tablename__ = "models"
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    #: the server's default is for processes of the release before, which know no projects
+    project_id: Mapped[str] = mapped_column(
+        _ID, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT
+    )
     name: Mapped[str] = mapped_column(String(200), index=True)
     #: unique: a job publishes at most one model, whatever its attempts do
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
@@ -128,13 +192,16 @@ class ModelRow(Base):
     #: set when its user has deleted it; a sweep removes the row a little later
     deleted_at: Mapped[float | None] = mapped_column(Float(53), default=None)
 
+    __table_args__ = (Index("ix_models_project_created_at", "project_id", "created_at", "id"),)
+
 
 class IdempotencyRow(Base):
     """The answer once given under an `Idempotency-Key`, written with the thing that it created."""
 
     __tablename__ = "idempotency_keys"
 
-    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    #: the caller's; after its project and a space, for any but the default project
+    key: Mapped[str] = mapped_column(String(300), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(_SHA256)
     resource_id: Mapped[str] = mapped_column(_ID)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
@@ -164,3 +231,62 @@ class TurnRow(Base):
 
     name: Mapped[str] = mapped_column(String(40), primary_key=True)
     due_at: Mapped[float] = mapped_column(Float(53))
+
+
+class WebhookEndpointRow(Base):
+    """Where a project wants to be told of events, and what signs them."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_ID, default="default", server_default="default")
+    url: Mapped[str] = mapped_column(String(2000))
+    #: names of `core.platform.webhooks.event_types`, or `*`
+    event_types: Mapped[list[str]]
+    description: Mapped[str] = mapped_column(String(200), default="")
+    secret: Mapped[str] = mapped_column(String(100))
+    #: signs beside `secret` until the time below
+    previous_secret: Mapped[str | None] = mapped_column(String(100), default=None)
+    previous_secret_until: Mapped[float | None] = mapped_column(Float(53), default=None)
+    #: attempts that have failed since the last one that did not
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    failing_since: Mapped[float | None] = mapped_column(Float(53), default=None)
+    disabled_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+    #: code and message
+    disabled_reason: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+    #: set when its user has deleted it; a sweep removes the row later
+    deleted_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+
+    __table_args__ = (
+        Index("ix_webhook_endpoints_project_id_created_at", "project_id", "created_at"),
+    )
+
+
+class WebhookDeliveryRow(Leased, Base):
+    """The outbox: an event that one endpoint is owed, written with what it tells of."""
+
+    __tablename__ = "webhook_deliveries"
+
+    #: the event's id, and the header `webhook-id` of every attempt
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_ID, default="default", server_default="default")
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    type: Mapped[str] = mapped_column(String(60))
+    #: the job or dataset that it tells of; null for a test
+    subject_id: Mapped[str | None] = mapped_column(_ID, default=None)
+    #: the bytes that are signed and sent, the same for every attempt
+    payload: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(20), default=DeliveryState.PENDING.value)
+    due_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+    #: what the last attempts met, oldest first
+    attempts: Mapped[list[JsonObject]] = mapped_column(JSON, default=list)
+    created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
+    finished_at: Mapped[float | None] = mapped_column(Float(53), default=None)
+
+    __table_args__ = (
+        Index("ix_webhook_deliveries_state_due_at", "state", "due_at"),
+        Index("ix_webhook_deliveries_endpoint_id_created_at", "endpoint_id", "created_at"),
+        # An end is told to an endpoint once, whatever attempts and sweeps do.
+        UniqueConstraint("endpoint_id", "subject_id", "type"),
+    )
