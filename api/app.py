@@ -109,17 +109,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             database=database,
             store=store,
             doorbell=build_doorbell(settings.broker_url),
-            inference=await run_in_threadpool(_build_inference, settings, store),
+            inference=await run_in_threadpool(_build_inference, settings, store, database),
         )
         yield
     finally:
         database.dispose()
 
 
-def _build_inference(settings: Settings, store: BlobStore) -> ReadinessProbe | None:
+def _build_inference(
+    settings: Settings, store: BlobStore, database: Database
+) -> ReadinessProbe | None:
     if "inference" not in settings.roles:
         return None
-    engine: ReadinessProbe = import_module("api.inference").InferenceEngine(settings, store)
+    build = import_module("api.inference").InferenceEngine
+    engine: ReadinessProbe = build(settings, store, database)
     return engine
 
 

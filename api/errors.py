@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,11 @@ from api.schemas.fields import PATTERN_MEANINGS
 from core.errors import (
     AppError,
     ConflictError,
+    DeadlineError,
     FieldError,
     InvalidError,
     NotFoundError,
+    RateLimitedError,
     StorageFullError,
     TooLargeError,
     UnauthorizedError,
@@ -57,7 +60,9 @@ _STATUS: dict[type[AppError], int] = {
     TooLargeError: 413,
     UnsupportedTypeError: 415,
     InvalidError: 422,
+    RateLimitedError: 429,
     UnavailableError: 503,
+    DeadlineError: 504,
     StorageFullError: 507,
 }
 
@@ -72,8 +77,10 @@ _TITLES = {
     415: "Unsupported media type",
     416: "Range not satisfiable",
     422: "Invalid request",
+    429: "Too many requests",
     500: "Internal error",
     503: "Unavailable",
+    504: "Deadline exceeded",
     507: "Storage full",
 }
 
@@ -163,7 +170,7 @@ def problem_of(request_id: str, error: AppError) -> JSONResponse:
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
     if error.retryable:
-        headers["Retry-After"] = str(_RETRY_AFTER_S)
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s or _RETRY_AFTER_S))
     fields = [_field_to_json(field) for field in error.fields]
     return build_problem(
         request_id, status, error.message, error.code, errors=fields, headers=headers

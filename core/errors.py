@@ -7,7 +7,9 @@
     │   └── UnsupportedTypeError   the content type or the format is not one we read
     ├── TooLargeError      over a size limit
     ├── UnauthorizedError  no key, or a wrong one
+    ├── RateLimitedError   this caller has too much under way
     ├── UnavailableError   try again later
+    ├── DeadlineError      no answer within the time that there was
     └── StorageFullError   the disk is full
 
 Leaves with a stable `code` of their own live near their noun.
@@ -39,10 +41,12 @@ class AppError(Exception):
         message: a sentence for a person.
         fields: the wrong fields, where the request body is to blame.
         retryable: whether the same request may succeed later.
+        retry_after_s: when to try again, where that is known better than "soon".
     """
 
     code = "error"
     retryable = False
+    retry_after_s: float | None = None
 
     def __init__(
         self, message: str, *, code: str | None = None, fields: tuple[FieldError, ...] = ()
@@ -90,10 +94,24 @@ class UnauthorizedError(AppError):
     code = "unauthorized"
 
 
+class RateLimitedError(AppError):
+    """This caller has too much under way; others are served meanwhile."""
+
+    code = "rate_limited"
+    retryable = True
+
+
 class UnavailableError(AppError):
     """The service cannot answer now; the same request may succeed later."""
 
     code = "unavailable"
+    retryable = True
+
+
+class DeadlineError(AppError):
+    """There was no answer within the time that the request had."""
+
+    code = "deadline_exceeded"
     retryable = True
 
 

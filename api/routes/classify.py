@@ -2,19 +2,16 @@
 
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
 
-from api.deps import DatabaseDep, ReferencePath, SettingsDep
+from api.deps import ReferencePath, SettingsDep
 from api.errors import wrong_type
-from api.inference import EncodedImage, InferenceEngine
+from api.inference import EncodedImage, InferenceEngine, Predictions
 from api.multipart import PartHeader, check_declared_length, read_multipart
 from api.schemas.models import ClassScore
 from api.schemas.problems import problems
 from core.errors import FieldError, InvalidError, TooLargeError
-from core.platform.db.engine import Database
-from core.platform.db.tables import ModelRow
-from core.platform.models.repository import get_model
 
 router = APIRouter(prefix="/v1/models", tags=["inference"])
 
@@ -63,7 +60,6 @@ async def classify(
     *,
     request: Request,
     response: Response,
-    database: DatabaseDep,
     settings: SettingsDep,
     engine: Annotated[InferenceEngine, Depends(get_engine)],
     model: ReferencePath,
@@ -73,7 +69,7 @@ async def classify(
 
     A raw image body gets one list; a multipart body gets a list for each of its files, in order.
     """
-    row = await run_in_threadpool(load_model, database, model)
+    served = await engine.resolve("default", model)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_multipart = media_type == "multipart/form-data"
     if is_multipart:
@@ -82,18 +78,23 @@ async def classify(
         images = [EncodedImage("body", await _read_raw(request, settings.max_image_bytes))]
     else:
         raise wrong_type("image/*, application/octet-stream and multipart/form-data", media_type)
-    answer = await engine.classify(row, images, top_k)
-    response.headers["X-Model-Id"] = row.id
+    answer = await engine.predict(served, images, project="default", request=request)
+    response.headers["X-Model-Id"] = answer.model_id
     response.headers["Server-Timing"] = (
         f"decode;dur={answer.decode_ms:.1f}, forward;dur={answer.forward_ms:.1f}"
     )
-    return answer.scores if is_multipart else answer.scores[0]
+    scores = _rank(answer, top_k)
+    return scores if is_multipart else scores[0]
 
 
-def load_model(database: Database, reference: str) -> ModelRow:
-    """Return the model with this id, or the newest one with this name."""
-    with database.read() as session:
-        return get_model(session, reference)
+def _rank(answer: Predictions, top_k: int) -> list[list[ClassScore]]:
+    shifted = np.exp(answer.logits - answer.logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    return [
+        [ClassScore(label=answer.classes[c], score=float(scores[c])) for c in order]
+        for scores, order in zip(probabilities, best, strict=True)
+    ]
 
 
 async def _read_raw(request: Request, max_bytes: int) -> bytes:

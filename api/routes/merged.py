@@ -3,11 +3,10 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.concurrency import run_in_threadpool
 
-from api.deps import DatabaseDep, ReferencePath
+from api.deps import ReferencePath
 from api.inference import InferenceEngine
-from api.routes.classify import get_engine, load_model
+from api.routes.classify import get_engine
 from api.schemas.problems import problems
 
 router = APIRouter(prefix="/v1/models", tags=["inference"])
@@ -26,7 +25,6 @@ _TYPE = "application/vnd.safetensors"
 )
 async def download_merged(
     request: Request,
-    database: DatabaseDep,
     engine: Annotated[InferenceEngine, Depends(get_engine)],
     model: ReferencePath,
 ) -> Response:
@@ -35,15 +33,15 @@ async def download_merged(
     For the adapter kinds that are `mergeable`; 422 for the others. The file is as large as the
     network and made anew for every request.
     """
-    row = await run_in_threadpool(load_model, database, model)
-    etag = f'"{row.adapter_sha256}-merged"'
+    served = await engine.resolve("default", model)
+    etag = f'"{served.adapter_sha256}-merged"'
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": etag})
     return Response(
-        await engine.merge(row),
+        await engine.merge(served),
         media_type=_TYPE,
         headers={
             "ETag": etag,
-            "Content-Disposition": f'attachment; filename="{row.name}.safetensors"',
+            "Content-Disposition": f'attachment; filename="{served.name}.safetensors"',
         },
     )

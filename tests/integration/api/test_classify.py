@@ -279,13 +279,13 @@ def held_network(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[threadin
     """Let every forward pass wait until the event is set."""
     engine: InferenceEngine = rig.app.state.services.inference
     may_go = threading.Event()
-    forward = engine._classifier.classify
+    predict = engine._predict
 
-    def wait_and_classify(*args: object) -> object:
+    def wait_and_predict(*args: object) -> object:
         may_go.wait()
-        return forward(*args)  # type: ignore[arg-type]  # passed on as they came
+        return predict(*args)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(engine._classifier, "classify", wait_and_classify)
+    monkeypatch.setattr(engine, "_predict", wait_and_predict)
     yield may_go
     may_go.set()
 
