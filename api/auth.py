@@ -1,5 +1,8 @@
 """Who may call: API keys as bearer tokens, or, on a loopback address without keys, this machine.
 
+A key opens one project, and the request sees nothing of any other. Without keys there is only the
+project `default`.
+
 Closed by default: a route is open only if it is named here. Without keys nothing tells a person at
 the machine from a web page open in that person's browser, so a request that such a page could have
 made is refused.
@@ -16,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.errors import ForbiddenOriginError, problem_of
 from core.errors import AppError, UnauthorizedError
 from core.settings import Settings
+from core.types import DEFAULT_PROJECT
 
 #: Open to everybody: what load balancers poll, and the documentation.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
@@ -29,28 +33,44 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         """Wrap an application; keep only digests of the keys."""
         self._app = app
-        self._digests = tuple(_digest(key.get_secret_value()) for key in settings.api_keys)
+        self._keys = tuple(
+            (_digest(secret.get_secret_value()), project)
+            for project, secret in settings.project_keys
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Decide, then pass on."""
         if scope["type"] == "http" and not _is_open(scope["path"]):
             headers = Headers(scope=scope)
-            error = self._find_key_error(headers) if self._digests else _find_origin_error(headers)
-            if error is not None:
+            try:
+                project = self._get_project(headers)
+            except AppError as error:
                 await problem_of(scope["state"]["request_id"], error)(scope, receive, send)
                 return
+            scope["state"]["project"] = project
         await self._app(scope, receive, send)
 
-    def _find_key_error(self, headers: Headers) -> AppError | None:
+    def _get_project(self, headers: Headers) -> str:
+        """Return the project that a request is for.
+
+        Raises:
+            UnauthorizedError: it has no key, or one that is not known.
+            ForbiddenOriginError: there are no keys, and a foreign page may have made it.
+        """
+        if not self._keys:
+            _check_origin(headers)
+            return DEFAULT_PROJECT
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            return UnauthorizedError(
+            raise UnauthorizedError(
                 "this server wants an API key: send the header 'Authorization: Bearer <key>'"
             )
         given = _digest(token.strip())
         # Every key is compared, in constant time, so that timing tells nothing of any of them.
-        matches = [hmac.compare_digest(given, known) for known in self._digests]
-        return None if any(matches) else UnauthorizedError("this API key is not known here")
+        found = [project for known, project in self._keys if hmac.compare_digest(given, known)]
+        if not found:
+            raise UnauthorizedError("this API key is not known here")
+        return found[0]
 
 
 def _is_open(path: str) -> bool:
@@ -61,19 +81,18 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _find_origin_error(headers: Headers) -> AppError | None:
+def _check_origin(headers: Headers) -> None:
     host = headers.get("host", "")
     # A name that a foreign DNS server points at 127.0.0.1 is how a page gets past the browser.
     if not _is_loopback(host):
-        return ForbiddenOriginError(
+        raise ForbiddenOriginError(
             f"without API keys this server answers to loopback names only, not to {host!r}"
         )
     origin = headers.get("origin")
     if origin is not None and origin != f"http://{host}":
-        return ForbiddenOriginError(
+        raise ForbiddenOriginError(
             f"without API keys this server takes nothing from pages of {origin!r}"
         )
-    return None
 
 
 def _is_loopback(host: str) -> bool:

@@ -60,6 +60,11 @@ def _get_doorbell(request: Request) -> Doorbell:
     return get_services(request).doorbell
 
 
+def get_project(request: Request) -> str:
+    """Return the project that the request's key opens; `api.auth` has put it there."""
+    return cast(str, request.state.project)
+
+
 def require_json(request: Request) -> None:
     """Refuse a body that does not say that it is JSON.
 
@@ -77,6 +82,8 @@ SettingsDep = Annotated[Settings, Depends(_get_settings)]
 DatabaseDep = Annotated[Database, Depends(_get_database)]
 StoreDep = Annotated[BlobStore, Depends(_get_store)]
 DoorbellDep = Annotated[Doorbell, Depends(_get_doorbell)]
+#: Whose things a route may see and change: nothing of any other project.
+ProjectDep = Annotated[str, Depends(get_project)]
 
 #: An id, or a model's name, in a path. The pattern keeps bytes out that no database would take.
 ReferencePath = Annotated[str, Path(pattern=SLUG_PATTERN)]

@@ -21,6 +21,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from core.types import DEFAULT_PROJECT, PROJECT_PATTERN
+
 Role = Literal["control", "inference"]
 
 
@@ -47,6 +49,30 @@ def _split_commas(value: object) -> object:
     return value
 
 
+def _split_project(entry: str) -> tuple[str, SecretStr]:
+    project, colon, secret = entry.partition(":")
+    return (project, SecretStr(secret)) if colon else (DEFAULT_PROJECT, SecretStr(entry))
+
+
+def _check_project_keys(keys: list[tuple[str, SecretStr]]) -> None:
+    """Refuse keys that open no project, or two; the secrets stay out of the messages."""
+    owners: dict[str, str] = {}
+    for number, (project, secret) in enumerate(keys, 1):
+        if not re.fullmatch(PROJECT_PATTERN, project):
+            raise ValueError(
+                f"entry {number} of IDAT_API_KEYS has a colon, but no name of a project before it: "
+                "1 to 40 small letters, digits, '.', '_' or '-', the first a letter or digit. "
+                f"A key that holds a colon itself is written {DEFAULT_PROJECT}:KEY"
+            )
+        value = secret.get_secret_value()
+        if not value:
+            raise ValueError(f"entry {number} of IDAT_API_KEYS has no key after its colon")
+        if owners.setdefault(value, project) != project:
+            raise ValueError(
+                f"entry {number} of IDAT_API_KEYS repeats a key of another project; a key opens one"
+            )
+
+
 class Settings(BaseSettings):
     """Settings of the API and the worker; both must see the same database and store."""
 
@@ -56,7 +82,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 picks a free one.")
     api_keys: Annotated[list[SecretStr], NoDecode] = Field(
         default_factory=list,
-        description="Comma-separated bearer keys; needed unless the host is loopback.",
+        description="Comma-separated bearer keys, each SECRET or PROJECT:SECRET; needed unless the "
+        "host is loopback.",
     )
     roles: Annotated[list[Role], NoDecode] = Field(
         default=["control", "inference"],
@@ -104,6 +131,25 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0 means all cores.")
     worker_slots: int = Field(1, ge=1, le=64, description="Jobs that one worker trains at once.")
+    worker_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory that a worker's jobs share; 0 asks the GPU, and without one means any.",
+    )
+    max_running_jobs: int = Field(
+        0, ge=0, description="Jobs that a project may have running at once; 0 means any number."
+    )
+    max_queued_jobs: int = Field(
+        0, ge=0, description="Jobs that a project may have waiting at once; 0 means any number."
+    )
+    max_job_s: float = Field(
+        0.0, ge=0, description="Longest running time of a job, all attempts together; 0 means any."
+    )
+    reserve_after_s: float = Field(
+        600.0,
+        ge=0,
+        description="A worker keeps memory free for a job that has waited for it so long.",
+    )
 
     max_archive_bytes: int = Field(8 * 2**30, gt=0, description="Largest archive accepted.")
     max_archive_files: int = Field(200_000, gt=0, description="Most entries in an archive.")
@@ -154,6 +200,7 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if not self.roles:
             raise ValueError("IDAT_ROLES is empty: name control, inference or both")
+        _check_project_keys(self.project_keys)
         if self.heartbeat_s * 2 > self.lease_ttl_s:
             raise ValueError(
                 "IDAT_HEARTBEAT_S must be at most half of IDAT_LEASE_TTL_S, "
@@ -166,6 +213,11 @@ class Settings(BaseSettings):
                 "or neither and let boto3 look in its usual places"
             )
         return self
+
+    @property
+    def project_keys(self) -> list[tuple[str, SecretStr]]:
+        """The API keys, each with the project that it opens; several may open the same."""
+        return [_split_project(key.get_secret_value()) for key in self.api_keys]
 
     @property
     def is_loopback(self) -> bool:
