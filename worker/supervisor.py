@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +27,7 @@ from core.platform.db.engine import TRANSIENT_ERRORS, Database
 from core.platform.leases import LeaseLostError
 from core.settings import Settings, build_environment
 from worker.child import REQUEST_FILE, STOP_COMMAND
+from worker.side_work import SideWork
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,9 @@ _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _TICK_S = 0.25
 _RENEW_S = 2.0
 _RETRY_S = 1.0
-_STOP_GRACE_S = 25.0
+#: With a renewal before it and the last write behind it, a worker that is shut down has ended after
+#: 25 seconds, and a job that is paused holds no device after 30.
+_STOP_GRACE_S = 20.0
 _LOG_TAIL_BYTES = 4000
 _MESSAGE_BYTES = 1 << 20
 _FINAL_MESSAGES = frozenset({"done", "failed", "stopped"})
@@ -75,6 +77,14 @@ class Outcome:
 
     ending: Ending
     message: dict[str, Any] = field(default_factory=dict)
+
+
+class EndedEarlyError(Exception):
+    """The attempt must end before the slow work beside it has: that was left behind."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"left slow work behind: {outcome.ending.value}")
+        self.outcome = outcome
 
 
 @dataclass(frozen=True)
@@ -154,11 +164,11 @@ class Supervisor:
     def run(self, request: dict[str, Any]) -> Outcome:
         """Start the child, watch it, and return how it ended; it is dead when this returns.
 
-        It is not even started when `renew_while` has met a row that asks for the end.
+        It is not even started when `renew_while` has met somebody who asks for the end.
         """
         if self._state == _CANCELLING:
             return Outcome(Ending.CANCELLED)
-        if self._state == _PAUSING:
+        if self._state == _PAUSING or self._stop_asked_s is not None:
             return Outcome(Ending.STOPPED)
         (self._workdir / REQUEST_FILE).write_text(json.dumps(request))
         with (self._workdir / "log").open("wb") as log:
@@ -178,6 +188,8 @@ class Supervisor:
         watchdog.start()
         try:
             return self._supervise(process, messages)
+        except EndedEarlyError as early:
+            return early.outcome
         finally:
             self._ended.set()
             _kill_group(process)
@@ -194,14 +206,27 @@ class Supervisor:
 
         Raises:
             LeaseLostError: the lease was lost, or could not be renewed for too long.
+            EndedEarlyError: the job is to be cancelled, or to be handed back and this took longer
+                than there is time for that. A store that stalls holds no job up.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="slow-work") as pool:
-            future = pool.submit(work)
-            while not wait([future], timeout=_TICK_S).done:
-                self._renew_if_due()
-                if self._time_to_fence_s < 0:
-                    raise LeaseLostError("the database was out of reach for too long")
-            return future.result()
+        return self._work_beside(work, None)
+
+    def _work_beside(
+        self, work: Callable[[], Result], process: "subprocess.Popen[bytes] | None"
+    ) -> Result:
+        """Do something slow, look after lease and child meanwhile; raises as `renew_while`."""
+        side = SideWork(work)
+        while not side.wait(_TICK_S):
+            # What the child says meanwhile waits to be read: its silence is no sign of anything.
+            self._last_word_s = monotonic_s()
+            outcome = self._look_after(process)
+            if outcome is None:
+                continue
+            if outcome.ending is Ending.LOST:
+                raise LeaseLostError("the database was out of reach for too long")
+            raise EndedEarlyError(outcome)
+        self._last_word_s = monotonic_s()
+        return side.get_result()
 
     def write_last(self, write: Write, *, if_lost: Write | None = None) -> None:
         """Make the attempt's last write, trying for as long as the lease may still hold.
@@ -273,7 +298,7 @@ class Supervisor:
     ) -> Outcome:
         self._last_word_s = monotonic_s()
         try:
-            while self._take_message(messages):
+            while self._take_message(messages, process):
                 early_end = self._look_after(process)
                 if early_end is not None:
                     return early_end
@@ -291,7 +316,11 @@ class Supervisor:
             return self._crash("process_died", _describe_exit(exit_code))
         return Outcome(Ending(self._final["type"]), self._final)
 
-    def _take_message(self, messages: "queue.Queue[dict[str, Any] | None]") -> bool:
+    def _take_message(
+        self,
+        messages: "queue.Queue[dict[str, Any] | None]",
+        process: "subprocess.Popen[bytes]",
+    ) -> bool:
         """Wait a moment for a message and sort it in; return False once the child has ended."""
         try:
             message = messages.get(timeout=_TICK_S)
@@ -306,12 +335,16 @@ class Supervisor:
             self._final = message
         else:
             # A checkpoint may take a slow store longer than the lease lasts.
-            self._pending.extend(self.renew_while(lambda: self._on_message(message)))
+            self._pending += self._work_beside(lambda: self._on_message(message), process)
         return True
 
-    def _look_after(self, process: "subprocess.Popen[bytes]") -> Outcome | None:
-        """Renew, and return an outcome if the child must end before it wants to."""
-        if self._fenced.is_set():
+    def _look_after(self, process: "subprocess.Popen[bytes] | None") -> Outcome | None:
+        """Renew, and return an outcome if the attempt must end before it wants to.
+
+        Args:
+            process: the child; None before it has begun and after its end.
+        """
+        if self._fenced.is_set() or self._time_to_fence_s < 0:
             return Outcome(Ending.LOST)
         self._renew_if_due()
         if self._state == _CANCELLING:
@@ -323,7 +356,8 @@ class Supervisor:
             return self._crash("no_progress", reason)
         if self._stop_asked_s is None and (self._state == _PAUSING or self._is_draining()):
             self._stop_asked_s = now_s
-            self._ask_to_stop(process)
+            if process is not None:
+                self._ask_to_stop(process)
         if self._stop_asked_s is not None and now_s - self._stop_asked_s > _STOP_GRACE_S:
             # It did not get to a checkpoint in time; the last one serves.
             return Outcome(Ending.STOPPED)

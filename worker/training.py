@@ -15,7 +15,7 @@ from core.errors import AppError, StorageFullError, UnavailableError
 from core.platform.collection.naming import ensure_stored
 from core.platform.collection.references import list_model_digests
 from core.platform.datasets import repository as datasets
-from core.platform.db.tables import ModelRow
+from core.platform.db.tables import JobRow, ModelRow
 from core.platform.doorbell import TRAIN_TASK
 from core.platform.jobs import events, repository
 from core.platform.leases import Claim, LeaseLostError
@@ -23,10 +23,14 @@ from core.platform.storage.errors import BlobCorruptError
 from core.types import new_model_id
 from worker.faults import describe_fault
 from worker.runtime import Runtime
-from worker.supervisor import Ending, Limits, Outcome, Supervisor, Write
+from worker.side_work import SideWork
+from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Supervisor, Write
 from worker.workdirs import hold_workdir
 
 logger = logging.getLogger(__name__)
+
+#: The time that the store has for deleting the checkpoints of a job that has ended.
+_DELETE_S = 5.0
 
 
 def train_next(runtime: Runtime) -> bool:
@@ -59,10 +63,13 @@ class TrainingAttempt:
         self._runtime = runtime
         self._claim = claim
         self._claimed_s = claimed_s
+        self._job: JobRow | None = None
         self._checkpoints: list[str] = []
         self._superseded: list[str] = []
         #: that of the newest checkpoint, recorded or offered
         self._checkpoint_step = 0
+        #: tells slow work that was left behind that the checkpoints are no longer its business
+        self._has_ended = False
 
     def run(self) -> None:
         """Work on the job until it ends, is handed back or is lost.
@@ -83,13 +90,14 @@ class TrainingAttempt:
                 on_message=self._on_message,
             )
             try:
-                outcome = supervisor.run(
-                    supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
-                )
-                logger.info(
-                    "attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value
-                )
-                self._conclude(outcome, supervisor, workdir)
+                try:
+                    outcome = supervisor.run(
+                        supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
+                    )
+                    self._conclude(outcome, supervisor, workdir)
+                except EndedEarlyError as early:
+                    self._has_ended = True
+                    self._conclude(early.outcome, supervisor, workdir)
             except (AppError, OSError, ValueError, KeyError, DBAPIError) as error:
                 # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
                 logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
@@ -102,8 +110,8 @@ class TrainingAttempt:
         def fetch(sha256: str) -> str:
             return str(store.fetch(sha256, into=inputs))
 
+        job = self._get_job()
         with self._runtime.database.read() as session:
-            job = repository.get_job(session, self._claim.row_id)
             dataset = repository.get_dataset_of(session, job)
         assert dataset.manifest_sha256 is not None, "a queued job's dataset is ready"
         checkpoint = self._fetch_checkpoint(job.checkpoint_sha256, inputs)
@@ -129,6 +137,16 @@ class TrainingAttempt:
             "max_image_bytes": settings.max_image_bytes,
             "max_image_pixels": settings.max_image_pixels,
         }
+
+    def _get_job(self) -> JobRow:
+        """Return the job as it was when this attempt began.
+
+        Read once: a database that is away when the trainer has ended must not cost the attempt.
+        """
+        if self._job is None:
+            with self._runtime.database.read() as session:
+                self._job = repository.get_job(session, self._claim.row_id)
+        return self._job
 
     def _fetch_checkpoint(self, sha256: str | None, inputs: Path) -> str | None:
         """Return the path of the checkpoint to go on from, or None to start over."""
@@ -238,6 +256,8 @@ class TrainingAttempt:
         del self._checkpoints[:keep_from]
 
     def _delete_superseded(self) -> None:
+        if self._has_ended:
+            return
         superseded, self._superseded = self._superseded, []
         self._delete(superseded)
 
@@ -248,9 +268,11 @@ class TrainingAttempt:
                 self._runtime.store.delete(sha256)
             except (AppError, OSError) as error:
                 logger.warning("the checkpoint %s stays for now: %s", sha256, error)
+                return  # a store that is away is away for the others, too
 
     def _conclude(self, outcome: Outcome, supervisor: Supervisor, workdir: Path) -> None:
         claim = self._claim
+        logger.info("attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value)
         match outcome.ending:
             case Ending.DONE:
                 done = outcome.message
@@ -271,7 +293,9 @@ class TrainingAttempt:
                 supervisor.write_last(self._finish_cancel)
             case Ending.LOST:
                 return
-        self._delete([*self._superseded, *self._checkpoints])
+        # Neither the next job nor a shutdown waits for a store that does not answer.
+        digests = [*self._superseded, *self._checkpoints]
+        SideWork(lambda: self._delete(digests)).wait(_DELETE_S)
 
     def _publish(self, model: ModelRow, session: Session) -> None:
         ensure_stored(session, self._runtime.store, *list_model_digests(model))
@@ -297,8 +321,7 @@ class TrainingAttempt:
         store = self._runtime.store
         adapter = store.put_file(out / "adapter.safetensors")
         config = json.loads((out / "config.json").read_text())
-        with self._runtime.database.read() as session:
-            job = repository.get_job(session, self._claim.row_id)
+        job = self._get_job()
         return ModelRow(
             id=new_model_id(),
             name=job.name,

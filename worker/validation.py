@@ -18,7 +18,7 @@ from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState
 from worker.faults import describe_fault
 from worker.runtime import Runtime
-from worker.supervisor import Ending, Limits, Outcome, Supervisor, Write
+from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Supervisor, Write
 from worker.workdirs import hold_workdir
 
 logger = logging.getLogger(__name__)
@@ -67,13 +67,13 @@ class ValidationAttempt:
                 on_message=self._on_message,
             )
             try:
-                outcome = supervisor.run(
-                    supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
-                )
-                logger.info(
-                    "attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value
-                )
-                self._conclude(outcome, supervisor, workdir / "out")
+                try:
+                    outcome = supervisor.run(
+                        supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
+                    )
+                    self._conclude(outcome, supervisor, workdir / "out")
+                except EndedEarlyError as early:
+                    self._conclude(early.outcome, supervisor, workdir / "out")
             except (AppError, OSError, ValueError, KeyError, DBAPIError) as error:
                 # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
                 logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
@@ -103,6 +103,8 @@ class ValidationAttempt:
         return []
 
     def _conclude(self, outcome: Outcome, supervisor: Supervisor, out: Path) -> None:
+        claim = self._claim
+        logger.info("attempt %d of %s: %s", claim.attempt, claim.row_id, outcome.ending.value)
         match outcome.ending:
             case Ending.DONE:
                 supervisor.write_last(supervisor.renew_while(lambda: self._store_dataset(out)))

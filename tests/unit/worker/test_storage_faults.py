@@ -1,6 +1,7 @@
 """A store that fails, lies or is slow, under an attempt at a job."""
 
 import queue
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,4 +183,6 @@ class TestSlowStore:
         )
         messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         messages.put({"type": "checkpoint"})
-        assert supervisor._take_message(messages)
+        with subprocess.Popen(["sleep", "60"]) as child:
+            assert supervisor._take_message(messages, child)
+            child.kill()

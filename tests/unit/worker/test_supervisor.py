@@ -1,7 +1,7 @@
 """The supervisor with real children and a real job row: how they end, and who is dead then."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from core.platform.db.engine import Database
 from core.platform.jobs import control, events, repository
 from core.platform.leases import Claim, LeaseLostError
 from tests.integration.platform.rows import TTL_S, add_job, claim, job_of, lose
-from tests.unit.worker.processes import wait_for_death
-from worker.supervisor import Ending, Limits, Outcome, Renew, Supervisor, Write
+from tests.unit.worker.processes import wait_for_death, wait_for_file
+from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Renew, Supervisor, Write
 
 CHILD = "tests.unit.worker.children.scripted"
 UNREACHABLE = OperationalError("UPDATE", None, ConnectionError("no route to the database"))
@@ -34,7 +34,7 @@ class Rig:
         self.renew: Renew = self.renew_for_real
         self.limits = Limits(heartbeat_s=0.1, fence_s=120, progress_timeout_s=120)
         self.is_draining: Callable[[], bool] = lambda: False
-        self.on_message: Callable[[dict[str, Any]], None] = lambda _message: None
+        self.on_message: Callable[[dict[str, Any]], object] = lambda _message: None
         self.build_write: Callable[[str], Write] = self.build_log_write
         self.pids: list[int] = []
 
@@ -83,6 +83,14 @@ class Rig:
         with self.database.read() as session:
             listed = events.list_events(session, self.claim.row_id, after=0, limit=100)
         return [event.message for event in listed if event.type == "log"]
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    """What slow work waits for, until the test is over."""
+    never = threading.Event()
+    yield never
+    never.set()
 
 
 @pytest.fixture
@@ -197,17 +205,8 @@ class TestPause:
     ) -> None:
         """Asked for while the supervisor fetched what the child needs."""
         ask(rig)
-        supervisor, renewed = rig.build_supervisor(), threading.Event()
-        renew = rig.renew_for_real
-
-        def renew_and_tell(session: Session, progress: dict[str, Any] | None) -> str:
-            state = renew(session, progress)
-            renewed.set()
-            return state
-
-        supervisor._renew = renew_and_tell
-        assert supervisor.renew_while(lambda: renewed.wait(60))
-        # The event is set inside of the transaction; the supervisor learns of it behind that.
+        supervisor = rig.build_supervisor()
+        supervisor._renew_now()
         assert supervisor.renew_while(lambda: True)
         assert supervisor.run({"script": "hang"}).ending is ending
         assert not (rig.workdir / "log").exists()
@@ -346,3 +345,80 @@ class TestSlowWork:
 
         with pytest.raises(FileNotFoundError, match="blob"):
             rig.build_supervisor().renew_while(fail)
+
+    @pytest.mark.parametrize(
+        ("ask", "ending"), [(Rig.pause, Ending.STOPPED), (Rig.cancel, Ending.CANCELLED)]
+    )
+    def test_is_left_behind_by_a_job_that_has_to_end(
+        self,
+        rig: Rig,
+        never: threading.Event,
+        monkeypatch: pytest.MonkeyPatch,
+        ask: Callable[[Rig], None],
+        ending: Ending,
+    ) -> None:
+        """Before the child and behind it: a store that stalls for minutes holds nobody up."""
+        monkeypatch.setattr(worker.supervisor, "_STOP_GRACE_S", 0.5)
+        ask(rig)
+        with pytest.raises(EndedEarlyError) as early:
+            rig.build_supervisor().renew_while(never.wait)
+        assert early.value.outcome.ending is ending
+
+    def test_is_left_behind_by_a_worker_that_shuts_down(
+        self, rig: Rig, never: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker.supervisor, "_STOP_GRACE_S", 0.5)
+        rig.is_draining = lambda: True
+        supervisor = rig.build_supervisor()
+        with pytest.raises(EndedEarlyError) as early:
+            supervisor.renew_while(never.wait)
+        assert early.value.outcome.ending is Ending.STOPPED
+        assert supervisor.run({"script": "hang"}).ending is Ending.STOPPED
+        assert not (rig.workdir / "log").exists()
+
+    def test_is_left_behind_with_a_lease_that_is_lost(
+        self, rig: Rig, never: threading.Event
+    ) -> None:
+        lose(rig.database, rig.claim)
+        with pytest.raises(LeaseLostError):
+            rig.build_supervisor().renew_while(never.wait)
+
+    @pytest.mark.parametrize(
+        ("ask", "ending"), [(Rig.pause, Ending.STOPPED), (Rig.cancel, Ending.CANCELLED)]
+    )
+    def test_keeps_no_child_alive(
+        self,
+        rig: Rig,
+        never: threading.Event,
+        monkeypatch: pytest.MonkeyPatch,
+        ask: Callable[[Rig], None],
+        ending: Ending,
+    ) -> None:
+        """A checkpoint on its way to a store that stalls, while the child trains on."""
+        monkeypatch.setattr(worker.supervisor, "_STOP_GRACE_S", 0.5)
+
+        def store(message: dict[str, Any]) -> None:
+            if message["type"] == "log":
+                ask(rig)
+                never.wait()
+
+        rig.on_message = store
+        outcome = rig.run("succeed_when_told", log=["checkpoint"], go_file="/nonexistent")
+        assert outcome.ending is ending
+        assert len(rig.pids) == 1
+
+    def test_keeps_no_request_to_stop_from_the_child(self, rig: Rig) -> None:
+        """Else it would train on for as long as the store stalls."""
+        stopped = rig.workdir / "stopped"
+        rig.is_draining = lambda: bool(rig.pids)
+        rig.on_message = lambda _message: wait_for_file(stopped)
+        assert rig.run("stop_when_asked", stopped_file=str(stopped)).ending is Ending.STOPPED
+        assert stopped.exists()
+
+    def test_takes_as_long_as_it_likes_without_the_child_being_called_silent(
+        self, rig: Rig
+    ) -> None:
+        rig.limits = Limits(heartbeat_s=0.1, fence_s=120, progress_timeout_s=1.0)
+        waited = threading.Event()
+        rig.on_message = lambda message: waited.wait(2.5) if message["type"] == "pid" else None
+        assert rig.run("succeed").ending is Ending.DONE

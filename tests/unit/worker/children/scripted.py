@@ -104,8 +104,10 @@ def main() -> None:
     request = read_request(Path(sys.argv[1]))
     send({"type": "pid", "pid": os.getpid()})
 
-    def stop_when_asked(_request: Request) -> None:
+    def stop_when_asked(request: Request) -> None:
         stop.wait()
+        if "stopped_file" in request:
+            Path(request["stopped_file"]).write_text("stopped\n")
         send({"type": "stopped"})
 
     scripts: list[Callable[[Request], None]] = [
