@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -199,9 +198,7 @@ def _train(task: Task, seed: int, options: Options, *, with_teacher: bool) -> di
 def _split(
     task: Task, split: str, student: LoadedBackbone, device: torch.device, *, with_teacher: bool
 ) -> ResidentSplit:
-    images: U8 = np.stack(
-        [resize_image(Image.fromarray(x), student.image_px) for x in task.images[split]]
-    )
+    images: U8 = np.stack([resize_image(x, student.image_px) for x in task.images[split]])
     others = images if with_teacher else None
     return build_split(images, task.labels[split], device=device, teacher_images=others)
 

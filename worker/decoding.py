@@ -1,6 +1,6 @@
 """Decode the images of an archive in threads, each once, in the order in which they are stored.
 
-Pillow releases the interpreter lock while it decodes and resizes, so that threads suffice.
+Decoders and resizing release the interpreter lock, so that threads suffice.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from core.ml.data.preprocess import (
     resize_image,
 )
 from core.ml.data.report import ImageFacts
+from core.ml.data.resize import VERSIONS
 from core.platform.datasets.archive import Archive, ArchiveEntry, ArchiveLimits, open_archive
 
 #: Images read ahead of the decoders, for each thread: an encoded image may have tens of MB.
@@ -41,6 +42,7 @@ def decode_entries(
     sink: Sink,
     max_pixels: int,
     threads: int,
+    version: int = PREPROCESS_VERSION,
 ) -> Generator[_Decoded, None, None]:
     """Decode entries, hand their pixels to `sink` in every size, and yield what was found.
 
@@ -51,6 +53,7 @@ def decode_entries(
         sink: takes (entry, side, uint8 array of shape (side, side, 3)).
         max_pixels: largest image, width x height.
         threads: images decoded at once.
+        version: of the preprocessing.
 
     Yields:
         Each entry with its facts, or with the error that it could not be decoded for.
@@ -65,7 +68,7 @@ def decode_entries(
         except ImageError as error:
             return entry, error
         for side_px in sizes_px:
-            sink(entry, side_px, resize_image(found.image, side_px))
+            sink(entry, side_px, resize_image(found.pixels, side_px, version=version))
         return entry, ImageFacts(
             name=entry.name,
             sha256=hashlib.sha256(data).hexdigest(),
@@ -114,14 +117,14 @@ def build_cache(
 
     Raises:
         ArchiveError: when the archive is damaged.
-        CacheCorruptError: when it is not the archive that the dataset was made from, or when the
-            preprocessing has changed since.
+        CacheCorruptError: when it is not the archive that the dataset was made from, or when a
+            later release of the service made it.
     """
-    if manifest.preprocess_version != PREPROCESS_VERSION:
+    if manifest.preprocess_version not in VERSIONS:
         raise CacheCorruptError(
-            f"The dataset was made by preprocessing {manifest.preprocess_version}, this is "
-            f"{PREPROCESS_VERSION}: upload the archive again.",
-            code="preprocess_version_changed",
+            f"The dataset was made by preprocessing {manifest.preprocess_version}, which this "
+            "version of the service does not know: run the newer one.",
+            code="preprocess_version_unknown",
         )
     rows = {item.name: row for row, item in enumerate(manifest.items)}
     with (
@@ -135,6 +138,7 @@ def build_cache(
             sink=lambda entry, _, pixels: cache.put(rows[entry.name], pixels),
             max_pixels=max_pixels,
             threads=threads,
+            version=manifest.preprocess_version,
         )
         done = 0
         with closing(decoding):  # its threads must be gone before the cache is

@@ -55,8 +55,9 @@ MANIFEST_FILE = "manifest.json"
 
 #: A decoder holds up to 16 bytes a pixel: 800 MB for the largest image allowed by default.
 _MAX_THREADS = 8
-#: Address space of the interpreter, the libraries and threads' stacks; images come on top.
-_BASE_MEMORY_BYTES = 3 * 2**30
+#: Address space of the interpreter, the libraries (3 GB with torch's for GPUs, mapped but hardly
+#: touched) and threads' stacks; images come on top.
+_BASE_MEMORY_BYTES = 6 * 2**30
 #: Up to four copies in the making, at four bytes a pixel, and the decoder's own buffers.
 _BYTES_PER_PIXEL = 24
 

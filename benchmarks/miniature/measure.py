@@ -11,7 +11,6 @@ import numpy as np
 import sklearn
 import timm
 import torch
-from PIL import Image
 
 from benchmarks.miniature.jobs import Job
 from benchmarks.miniature.methods import get_method
@@ -156,7 +155,7 @@ def _split(
 
 def resize_images(images: U8, image_px: int) -> U8:
     """Return the images at a network's size, resized like everywhere in the service."""
-    return np.stack([resize_image(Image.fromarray(image), image_px) for image in images])
+    return np.stack([resize_image(image, image_px) for image in images])
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -49,7 +48,7 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """Return the pooled features (images, num_features) in fp32."""
     backbone.module.to(device)
-    pixels = [resize_image(Image.fromarray(image), backbone.image_px) for image in images]
+    pixels = [resize_image(image, backbone.image_px) for image in images]
     parts = torch.split(torch.from_numpy(np.stack(pixels)).to(device), _BATCH_IMAGES)
     features = [backbone.module(normalise_images(part, backbone)).float().cpu() for part in parts]
     return torch.cat(features).numpy()
