@@ -3,6 +3,7 @@
     AppError
     ├── NotFoundError      the id names nothing that the caller may see
     ├── ConflictError      the request is fine, the state it meets is not
+    ├── PreconditionFailedError   what the request said it expects (`If-Match`) is not so
     ├── InvalidError       the request itself is wrong; `fields` point at the culprits
     │   └── UnsupportedTypeError   the content type or the format is not one we read
     ├── TooLargeError      over a size limit
@@ -68,6 +69,12 @@ class ConflictError(AppError):
     """The request is well formed but the state of the resource forbids it."""
 
     code = "conflict"
+
+
+class PreconditionFailedError(AppError):
+    """The resource is not in the state that the request expects by `If-Match` and the like."""
+
+    code = "precondition_failed"
 
 
 class InvalidError(AppError):

@@ -32,6 +32,7 @@ _MEANINGS = {
     403: "Without API keys: the request came from another site's page.",
     404: "No such thing.",
     409: "The state of the resource forbids it.",
+    412: "It is not in the state that `If-Match` or `If-None-Match` expects.",
     413: "Over a size limit.",
     415: "Not a content type that is read here.",
     416: "`Range` asks for bytes beyond the end.",

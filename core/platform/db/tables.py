@@ -14,6 +14,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
+from core.platform.db import model_tables as _model_tables  # noqa: F401 - registers them too
 from core.platform.db.base import Base, JsonObject, Leased
 from core.platform.db.clock import db_now
 from core.types import DEFAULT_PROJECT, DatasetState, DeliveryState, JobState
@@ -174,9 +175,11 @@ class ModelRow(Base):
         _ID, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT
     )
     name: Mapped[str] = mapped_column(String(200), index=True)
-    #: unique: a job publishes at most one model, whatever its attempts do
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
-    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    #: counts the models of a name, from 1; null while only a process of the release before knows it
+    version: Mapped[int | None] = mapped_column(Integer, default=None)
+    #: unique: a job publishes at most one model, whatever its attempts do; null if it was imported
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True, default=None)
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), default=None)
     backbone: Mapped[str] = mapped_column(String(200))
     adapter_sha256: Mapped[str] = mapped_column(_SHA256)
     adapter_bytes: Mapped[int] = mapped_column(BigInteger)
@@ -189,7 +192,8 @@ class ModelRow(Base):
     #: name of a figure -> its status, reason, json_sha256 and png_sha256; null where none was asked
     figures: Mapped[JsonObject | None] = mapped_column(JSON, default=None)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
-    #: set when its user has deleted it; a sweep removes the row a little later
+    #: set when its user has deleted it; a sweep removes the row a little later. An imported model
+    #: has a date that never comes: `core.platform.models.liveness`
     deleted_at: Mapped[float | None] = mapped_column(Float(53), default=None)
 
     __table_args__ = (Index("ix_models_project_created_at", "project_id", "created_at", "id"),)
@@ -239,7 +243,9 @@ class WebhookEndpointRow(Base):
     __tablename__ = "webhook_endpoints"
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
-    project_id: Mapped[str] = mapped_column(_ID, default="default", server_default="default")
+    project_id: Mapped[str] = mapped_column(
+        _ID, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT
+    )
     url: Mapped[str] = mapped_column(String(2000))
     #: names of `core.platform.webhooks.event_types`, or `*`
     event_types: Mapped[list[str]]
@@ -270,7 +276,9 @@ class WebhookDeliveryRow(Leased, Base):
 
     #: the event's id, and the header `webhook-id` of every attempt
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
-    project_id: Mapped[str] = mapped_column(_ID, default="default", server_default="default")
+    project_id: Mapped[str] = mapped_column(
+        _ID, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT
+    )
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"))
     type: Mapped[str] = mapped_column(String(60))
     #: the job or dataset that it tells of; null for a test
