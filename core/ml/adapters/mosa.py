@@ -20,7 +20,7 @@ from core.ml.adapters.rounded import rounded_norm
 from core.ml.backbones.load import LoadedBackbone
 
 EXPERTS = 4
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class SparseExperts(Bottleneck):
@@ -37,7 +37,7 @@ class SparseExperts(Bottleneck):
 
     def __init__(self, width: int, hidden_dim: int) -> None:
         super().__init__(width, hidden_dim, dropout=DROPOUT)
-        self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.expert_of: Tensor
         owners = torch.zeros(width, hidden_dim, dtype=torch.uint8, device="cpu")
         self.register_buffer("expert_of", owners, persistent=False)

@@ -25,6 +25,12 @@ from core.ml.adapters.adapted import AdaptedModel, check_adapter_state, check_fi
 from core.ml.adapters.base import AdapterSpec
 from core.ml.adapters.shapes import adapter_shapes
 from core.ml.backbones.load import LoadedBackbone, WeightsMismatchError
+from core.ml.export.certificate import (
+    CERTIFICATE_KEY,
+    Certificate,
+    certify,
+    read_certificate,
+)
 
 ADAPTER_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.json"
@@ -77,6 +83,8 @@ class Bundle:
         state: adapters and head, fp32, on the CPU.
         sha256: of `adapter.safetensors`.
         config: all of `config.json`, for display.
+        config_sha256: of `config.json`.
+        certificate: what it answered where it was trained; None in bundles of earlier releases.
     """
 
     backbone: BundleBackbone
@@ -85,6 +93,8 @@ class Bundle:
     state: Mapping[str, Tensor]
     sha256: str
     config: Mapping[str, Any]
+    config_sha256: str
+    certificate: Certificate | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -116,12 +126,16 @@ def save_bundle(
 
     Raises:
         InvalidBundleError: there are not as many class names as logits.
+        AdapterStateError: a weight is not a finite number.
     """
     backbone = model.backbone
     state = {
         name: parameter.detach().to("cpu", torch.float32).contiguous()
         for name, parameter in model.trainable_parameters().items()
     }
+    for name, tensor in state.items():
+        check_finite(name, tensor)  # before the model is run
+    certificate = certify(model)
     config = {
         "format_version": FORMAT_VERSION,
         "backbone": {
@@ -148,6 +162,7 @@ def save_bundle(
         "metrics": dict(metrics),
         "trainable_parameters": sum(tensor.numel() for tensor in state.values()),
         "versions": dict(versions),
+        CERTIFICATE_KEY: None if certificate is None else certificate.to_json(),
     }
     adapter = safetensors.torch.save(state, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -195,6 +210,7 @@ def parse_bundle(adapter: bytes, config: bytes) -> Bundle:
             float(fields["adapter"]["scale"]),
         )
         classes = tuple(str(name) for name in fields["classes"])
+        certificate = read_certificate(fields, len(classes))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidBundleError(f"{CONFIG_FILE} is malformed: {error!r}") from error
     if len(classes) < 2 or len(set(classes)) != len(classes):  # noqa: PLR2004 - nothing to tell apart
@@ -213,6 +229,8 @@ def parse_bundle(adapter: bytes, config: bytes) -> Bundle:
         state=state,
         sha256=hashlib.sha256(adapter).hexdigest(),
         config=fields,
+        config_sha256=hashlib.sha256(config).hexdigest(),
+        certificate=certificate,
     )
 
 

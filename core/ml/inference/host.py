@@ -1,0 +1,147 @@
+"""One resident backbone: the banks on it, the heads behind it, and whose turn it is."""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.catalog.methods import AdapterKind, Precision
+from core.ml.adapters.adapted import AdaptedModel
+from core.ml.backbones.frozen_linear import fast_frozen_linears
+from core.ml.backbones.load import LoadedBackbone
+from core.ml.backbones.normalise import normalise_images
+from core.ml.inference.bank import Bank
+from core.ml.inference.heads import Heads
+from core.ml.inference.self_check import is_exact
+from core.ml.inference.turns import Turns
+
+logger = logging.getLogger(__name__)
+
+#: uint8 (px, px, 3), or float32 (3, px, px) that is normalised already.
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+
+class Mountable(Protocol):
+    """What can answer on a backbone: a bank, or one model by itself."""
+
+    def mount(self, stack: ExitStack) -> None:
+        """Attach to the network until `stack` is closed."""
+
+    def run(self, slots: Sequence[int], images: Tensor) -> Tensor:
+        """Return pooled features of images; mounted."""
+
+
+class Single:
+    """A model of a kind without a bank, attached to the network for its own batches."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+
+    def mount(self, stack: ExitStack) -> None:
+        """Do nothing: the model attaches itself in every forward."""
+
+    def run(self, slots: Sequence[int], images: Tensor) -> Tensor:  # noqa: ARG002 - it has none
+        """Return pooled features, fp32."""
+        return self._model.features(images)
+
+
+class Host:
+    """A backbone that stays in memory.
+
+    Args:
+        backbone: in its place and number format.
+        precision: that format.
+    """
+
+    def __init__(self, backbone: LoadedBackbone, precision: Precision) -> None:
+        self.backbone = backbone
+        self.precision = precision
+        self.heads = Heads(backbone.num_features, backbone.device)
+        self._turns = Turns()
+        self._lock = threading.Lock()
+        self._banks: dict[tuple[AdapterKind, int], Bank | None] = {}
+        self._mounted: Mountable | None = None
+        self._mount = ExitStack()
+
+    def bank_sizes(self) -> Mapping[tuple[AdapterKind, int], int]:
+        """Return the bytes of every bank, by kind and bucket."""
+        with self._lock:
+            return {key: bank.slots.size_bytes for key, bank in self._banks.items() if bank}
+
+    def find_bank(self, kind: AdapterKind, bucket: int) -> Bank | None:
+        """Return a bank, made if it is not there yet; None if it does not compute what it should.
+
+        A new bank is tried before anybody uses it: a family of networks that nobody thought of
+        costs speed, never a wrong answer.
+        """
+        with self._lock:
+            if (kind, bucket) in self._banks:
+                return self._banks[kind, bucket]
+            bank = Bank(self.backbone, kind, bucket)
+            with self.alone():
+                exact = is_exact(bank, self.backbone, kind, bucket)
+            if not exact:
+                logger.warning(
+                    "%s in %s is served one model at a time: its bank failed the self-check",
+                    kind.value,
+                    self.backbone.name,
+                )
+            self._banks[kind, bucket] = bank if exact else None
+            return self._banks[kind, bucket]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Run the body with the network to itself, nothing attached, and no gradients."""
+        with self._turns.take(), torch.no_grad():
+            self._unmount()
+            yield
+
+    def run(self, mountable: Mountable, slots: Sequence[int], images: Tensor) -> Tensor:
+        """Return pooled features, fp32 (batch, num_features), when it is this batch's turn.
+
+        Args:
+            mountable: the bank of all models in the batch, or the one model.
+            slots: of every image.
+            images: normalised, in the backbone's format, on its device.
+        """
+        with self._turns.take(), torch.no_grad(), fast_frozen_linears(self.backbone):
+            if self._mounted is not mountable:
+                self._unmount()
+                mountable.mount(self._mount)
+                self._mounted = mountable
+            return mountable.run(slots, images).float()
+
+    def forget(self, mountable: Mountable) -> None:
+        """Let go of what will not run again."""
+        with self._turns.take():
+            if self._mounted is mountable:
+                self._unmount()
+
+    def normalise(self, pixels: Sequence[Pixels]) -> Tensor:
+        """Return images as the network reads them, on its device."""
+        raw = [index for index, image in enumerate(pixels) if image.dtype == np.uint8]
+        if len(raw) == len(pixels):
+            return self._normalise_raw(pixels)
+        px = self.backbone.image_px
+        images = np.zeros((len(pixels), 3, px, px), dtype=np.float32)
+        for index, image in enumerate(pixels):
+            if image.dtype == np.float32:
+                images[index] = image
+        batch = torch.from_numpy(images).to(self.backbone.device, self.backbone.dtype)
+        if raw:
+            batch[raw] = self._normalise_raw([pixels[index] for index in raw])
+        return batch
+
+    def _normalise_raw(self, pixels: Sequence[Pixels]) -> Tensor:
+        batch = torch.from_numpy(np.stack(pixels)).to(self.backbone.device)
+        return normalise_images(batch, self.backbone)
+
+    def _unmount(self) -> None:
+        self._mounted = None
+        self._mount.close()
