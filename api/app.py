@@ -21,7 +21,7 @@ from api.routes import datasets, health, job_control, jobs, maintenance, methods
 from api.schemas.problems import Problem
 from core.platform.collection.scratch import remove_abandoned_uploads
 from core.platform.db.engine import Database
-from core.platform.doorbell import build_doorbell
+from core.platform.doorbell import Doorbell, QueuedDoorbell, build_doorbell
 from core.platform.storage.base import BlobStore
 from core.platform.storage.factory import build_store
 from core.settings import Settings
@@ -108,12 +108,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             settings=settings,
             database=database,
             store=store,
-            doorbell=build_doorbell(settings.broker_url),
+            doorbell=_build_doorbell(settings),
             inference=await run_in_threadpool(_build_inference, settings, store, database),
         )
         yield
     finally:
         database.dispose()
+
+
+def _build_doorbell(settings: Settings) -> Doorbell:
+    doorbell = build_doorbell(
+        settings.broker_url, visibility_timeout_s=settings.broker_visibility_timeout_s
+    )
+    return QueuedDoorbell(doorbell) if settings.broker_url else doorbell
 
 
 def _build_inference(

@@ -124,6 +124,11 @@ class Settings(BaseSettings):
     broker_url: str = Field(
         "", description="Redis URL of the doorbell; empty means that workers poll the database."
     )
+    broker_visibility_timeout_s: float = Field(
+        3600.0,
+        gt=0,
+        description="When Redis gives a message that nobody acknowledged to another worker.",
+    )
 
     weights_dir: Path | None = Field(
         None, description="Folder with timm weights (NAME.safetensors) for hosts without a hub."

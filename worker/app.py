@@ -6,7 +6,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import after_setup_logger, worker_init, worker_shutdown, worker_shutting_down
 
-from core.platform.doorbell import TRANSPORT_OPTIONS
+from core.platform.doorbell import build_transport_options
 from core.settings import Settings
 from worker.poller import PollerStep
 from worker.runtime import draining_flag, worker_folder
@@ -18,12 +18,13 @@ _NO_BROKER = "memory://localhost/"
 
 def create_app(settings: Settings) -> Celery:
     """Return the Celery application for these settings."""
+    options = build_transport_options(visibility_timeout_s=settings.broker_visibility_timeout_s)
     app = Celery("idat", broker=settings.broker_url or _NO_BROKER, include=["worker.tasks"])
     app.conf.update(
         idat_settings=settings,
         accept_content=["json"],
         broker_connection_retry_on_startup=True,
-        broker_transport_options=TRANSPORT_OPTIONS if settings.broker_url else {},
+        broker_transport_options=options if settings.broker_url else {},
         task_acks_late=False,  # the row, not the message, says whether work is left
         task_ignore_result=True,
         task_reject_on_worker_lost=False,

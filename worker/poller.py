@@ -53,10 +53,12 @@ class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unt
             if waiting[name] < limit
         ]
         if monotonic_s() - self._last_sweep_s >= settings.sweep_interval_s:
-            self._last_sweep_s = monotonic_s()
             due.append(SWEEP_TASK)
         for name in due:
             try:
                 app.send_task(name, retry=False, ignore_result=True)
             except (OperationalError, OSError) as error:
                 logger.warning("could not ring for %s: %s", name, error)
+                return  # each try holds up the main process for seconds
+            if name == SWEEP_TASK:
+                self._last_sweep_s = monotonic_s()

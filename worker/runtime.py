@@ -43,7 +43,9 @@ class Runtime:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
         self.store: BlobStore = build_store(settings)
-        self.doorbell: Doorbell = build_doorbell(settings.broker_url)
+        self.doorbell: Doorbell = build_doorbell(
+            settings.broker_url, visibility_timeout_s=settings.broker_visibility_timeout_s
+        )
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
 
     @property

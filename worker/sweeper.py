@@ -96,8 +96,7 @@ def _expire_leases(runtime: Runtime) -> Counter[str]:
     for row_id in (*lost_jobs, *lost_datasets):
         logger.warning("the lease of %s had run out", row_id)
     for task, lost in ((TRAIN_TASK, lost_jobs), (VALIDATE_TASK, lost_datasets)):
-        for _ in lost[:_MAX_RINGS]:
-            runtime.doorbell.ring(task)
+        _ring_times(runtime, task, len(lost))
     return Counter(expired_leases=len(lost_jobs) + len(lost_datasets))
 
 
@@ -117,10 +116,19 @@ def _ring(runtime: Runtime) -> Counter[str]:
         }
     rings: Counter[str] = Counter()
     for task, count in waiting.items():
-        for _ in range(min(count, _MAX_RINGS)):
-            runtime.doorbell.ring(task)
-            rings["rings"] += 1
+        rings["rings"] += _ring_times(runtime, task, count)
     return rings
+
+
+def _ring_times(runtime: Runtime, task: str, count: int) -> int:
+    """Ring so many times, or until the broker takes no more; return how many it took.
+
+    Each ring for a frozen broker lasts seconds, and a worker that shuts down waits for its sweep.
+    """
+    for rung in range(min(count, _MAX_RINGS)):
+        if not runtime.doorbell.ring(task):
+            return rung
+    return min(count, _MAX_RINGS)
 
 
 def _clean_scratch(runtime: Runtime) -> Counter[str]:

@@ -45,8 +45,9 @@ class Bell:
     def __init__(self) -> None:
         self.rung: list[str] = []
 
-    def ring(self, task: str) -> None:
+    def ring(self, task: str) -> bool:
         self.rung.append(task)
+        return True
 
 
 class HastyStore(PausingStore):

@@ -52,8 +52,9 @@ class Bell:
     def __init__(self) -> None:
         self.rung: list[str] = []
 
-    def ring(self, task: str) -> None:
+    def ring(self, task: str) -> bool:
         self.rung.append(task)
+        return True
 
 
 def build_runtime(tmp_path: Path, database_url: str, **changes: object) -> Runtime:
@@ -150,6 +151,17 @@ class TestRings:
             add_job(runtime.database, dataset_id)
         sweep(runtime)
         assert bell.rung == [TRAIN_TASK] * 16
+
+    def test_a_broker_that_takes_no_ring_is_not_asked_for_each(
+        self, broker_runtime: tuple[Runtime, Bell], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A frozen one holds each up for seconds, and with it the end of the worker."""
+        runtime, bell = broker_runtime
+        for _ in range(3):
+            add_job(runtime.database)
+        monkeypatch.setattr(bell, "ring", bell.rung.append)  # which returns None
+        assert "rings" not in sweep(runtime).counts
+        assert bell.rung == [TRAIN_TASK]
 
     def test_without_a_broker_nobody_is_rung_for(self, runtime: Runtime) -> None:
         add_job(runtime.database)
