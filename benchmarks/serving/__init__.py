@@ -1,0 +1,1 @@
+"""This service's inference against LitServe and FastAPI + timm, in one run."""

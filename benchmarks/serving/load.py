@@ -1,0 +1,214 @@
+"""The load: HTTP/1.1 over kept connections, from a process of its own.
+
+Open loop: requests are due at the times of a Poisson process, whatever the server does, and a
+latency counts from the time at which its request was due. Closed loop: each connection sends its
+next request when it has the answer to the last; that finds a server's peak, and no latencies.
+
+Reads one JSON object from stdin, prints one on stdout.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from bisect import bisect
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+#: Requests beyond it are counted as not sent: a server this far behind is over its limit.
+_MAX_CONNECTIONS = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One slice of load.
+
+    Attributes:
+        port: the server's, on 127.0.0.1.
+        path: of the request, with `{model}` where the model's name goes.
+        names: the models' names, in the order of their popularity.
+        zipf: exponent of their popularity; 0 for all alike.
+        images: folder of encoded images.
+        seconds: how long requests are due.
+        rate: requests a second; None for a closed loop.
+        connections: of the closed loop.
+        deadline_s: an answer after it is worth nothing.
+        headers: further ones, by name.
+        seed: of arrivals and choices.
+    """
+
+    port: int
+    path: str
+    names: list[str]
+    zipf: float
+    images: str
+    seconds: float
+    rate: float | None
+    connections: int
+    deadline_s: float
+    headers: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass
+class Tally:
+    """What came back."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    rejections_s: list[float] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    unsent: int = 0
+    late_s: list[float] = field(default_factory=list)
+
+    def count(self, status: str) -> None:
+        """Note one answer."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+
+class Client:
+    """Sends the requests of a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Prepare everything that need not be done while the clock runs."""
+        self._plan = plan
+        self._draws = random.Random(plan.seed)  # noqa: S311 - of a benchmark
+        self._bodies = [path.read_bytes() for path in sorted(Path(plan.images).iterdir())]
+        weights = [1 / (rank + 1) ** plan.zipf for rank in range(len(plan.names))]
+        self._cumulative = list(accumulate(weights))
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._open = 0
+        self.tally = Tally()
+
+    async def run(self) -> float:
+        """Send, wait for the answers, return for how long requests were due in seconds."""
+        return await (self._run_closed() if self._plan.rate is None else self._run_open())
+
+    async def _run_closed(self) -> float:
+        started_s = time.monotonic()
+        end_s = started_s + self._plan.seconds
+
+        async def repeat() -> None:
+            while time.monotonic() < end_s:
+                await self._send(time.monotonic())
+
+        await asyncio.gather(*(repeat() for _ in range(self._plan.connections)))
+        return time.monotonic() - started_s
+
+    async def _run_open(self) -> float:
+        assert self._plan.rate is not None
+        tasks: set[asyncio.Task[None]] = set()
+        started_s = time.monotonic()
+        due_s = started_s
+        while True:
+            due_s += self._draws.expovariate(self._plan.rate)
+            if due_s - started_s > self._plan.seconds:
+                break
+            wait_s = due_s - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            self.tally.late_s.append(time.monotonic() - due_s)
+            if self._open >= _MAX_CONNECTIONS and not self._idle:
+                self.tally.unsent += 1
+                continue
+            task = asyncio.create_task(self._send(due_s))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._plan.deadline_s + 5)
+        return self._plan.seconds
+
+    async def _send(self, due_s: float) -> None:
+        body = self._draws.choice(self._bodies)
+        place = bisect(self._cumulative, self._draws.random() * self._cumulative[-1])
+        name = self._plan.names[min(place, len(self._plan.names) - 1)]
+        lines = [
+            f"POST {self._plan.path.format(model=name)} HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Content-Type: image/jpeg",
+            f"Content-Length: {len(body)}",
+            *(f"{key}: {value.format(model=name)}" for key, value in self._plan.headers.items()),
+        ]
+        head = "\r\n".join(lines).encode() + b"\r\n\r\n"
+        try:
+            reader, writer = self._idle.pop() if self._idle else await self._connect()
+            writer.write(head + body)
+            status, keep = await _read_answer(reader)
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            self._open -= 1
+            self.tally.count(type(error).__name__)
+            return
+        if keep:
+            self._idle.append((reader, writer))
+        else:
+            self._open -= 1
+            writer.close()
+        took_s = time.monotonic() - due_s
+        self.tally.count(str(status))
+        if status == 200:  # noqa: PLR2004
+            self.tally.latencies_s.append(took_s)
+        elif status in (429, 503):
+            self.tally.rejections_s.append(took_s)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self._open += 1
+        return await asyncio.open_connection("127.0.0.1", self._plan.port)
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+    """Return an answer's status and whether the connection stays open."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    status = int(head.split(" ", 2)[1])
+    length = 0
+    for line in head.split("\r\n")[1:]:
+        name, _, value = line.partition(":")
+        if name == "content-length":
+            length = int(value)
+        elif name == "transfer-encoding":
+            raise ValueError("chunked answers are not read here")
+    await reader.readexactly(length)
+    return status, "connection: close" not in head
+
+
+def find_percentile(values: list[float], share: float) -> float | None:
+    """Return the value below which `share` of them lie, None without any."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def summarise(plan: Plan, tally: Tally, seconds: float) -> dict[str, Any]:
+    """Return the figures of a slice: rates a second, latencies in milliseconds."""
+    good = sum(latency <= plan.deadline_s for latency in tally.latencies_s)
+
+    def in_ms(values: list[float], share: float) -> float | None:
+        found = find_percentile(values, share)
+        return None if found is None else round(found * 1000, 2)
+
+    return {
+        "offered": plan.rate,
+        "answered": round(len(tally.latencies_s) / seconds, 2),
+        "goodput": round(good / seconds, 2),
+        **{f"p{p}_ms": in_ms(tally.latencies_s, p / 100) for p in (50, 95, 99)},
+        "rejected": len(tally.rejections_s),
+        "rejected_p99_ms": in_ms(tally.rejections_s, 0.99),
+        "unsent": tally.unsent,
+        "statuses": tally.statuses,
+        # The generator's own delay: if it is not small, it and not the server is measured.
+        "late_p99_ms": in_ms(tally.late_s, 0.99),
+    }
+
+
+def main() -> None:
+    """Run one plan."""
+    plan = Plan(**json.load(sys.stdin))
+    client = Client(plan)
+    seconds = asyncio.run(client.run())
+    json.dump(summarise(plan, client.tally, seconds), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

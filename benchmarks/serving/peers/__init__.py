@@ -1,0 +1,1 @@
+"""What this service is compared with, each as its users would write it, on the same files."""
