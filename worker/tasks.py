@@ -2,7 +2,8 @@
 
 from celery import shared_task
 
-from core.platform.doorbell import TRAIN_TASK, VALIDATE_TASK
+from core.platform.doorbell import DELIVER_TASK, TRAIN_TASK, VALIDATE_TASK
+from worker.deliver import deliver_due
 from worker.runtime import get_runtime
 from worker.slots import hold_slot
 from worker.sweeper import sweep
@@ -20,7 +21,7 @@ def train() -> None:
         if slot is None:
             return
         while not runtime.is_draining and train_next(runtime):
-            pass
+            runtime.doorbell.ring(DELIVER_TASK)
 
 
 @shared_task(name=VALIDATE_TASK)
@@ -31,7 +32,16 @@ def validate() -> None:
         if slot is None:
             return
         while not runtime.is_draining and validate_next(runtime):
-            pass
+            runtime.doorbell.ring(DELIVER_TASK)
+
+
+@shared_task(name=DELIVER_TASK)
+def deliver() -> None:
+    """Send webhooks that are due, unless this worker is at it already."""
+    runtime = get_runtime()
+    with hold_slot(runtime.folder, "deliver", 1) as slot:
+        if slot is not None and not runtime.is_draining:
+            deliver_due(runtime)
 
 
 @shared_task(name=SWEEP_TASK)

@@ -1,4 +1,4 @@
-"""Rows that have had their time: keys of repeated requests, deleted models and datasets, sweeps."""
+"""Rows that have had their time: old keys, sweeps and webhooks, and what has been deleted."""
 
 from typing import Any
 
@@ -13,12 +13,16 @@ from core.platform.db.tables import (
     JobRow,
     ModelRow,
     SweepRow,
+    WebhookDeliveryRow,
+    WebhookEndpointRow,
 )
 
 DAY_S = 86_400.0
 #: How long a request may be repeated under its `Idempotency-Key`.
 IDEMPOTENCY_KEY_TTL_S = DAY_S
 SWEEPS_TTL_S = 7 * DAY_S
+#: How long a webhook's delivery is shown after its end, and a deleted endpoint's row stays.
+WEBHOOKS_TTL_S = 7 * DAY_S
 
 #: A statement that deletes more would hold its locks for long.
 _ROWS_AT_ONCE = 1000
@@ -47,6 +51,23 @@ def purge_datasets(session: Session) -> int:
     unused = ~exists().where(JobRow.dataset_id == DatasetRow.id)
     unused &= ~exists().where(ModelRow.dataset_id == DatasetRow.id)
     return _delete(session, DatasetRow.id, _older(DatasetRow.deleted_at, READ_GRACE_S) & unused)
+
+
+def forget_webhook_deliveries(session: Session) -> int:
+    """Delete deliveries that have ended long ago, well or not; return how many."""
+    return _delete(
+        session, WebhookDeliveryRow.id, _older(WebhookDeliveryRow.finished_at, WEBHOOKS_TTL_S)
+    )
+
+
+def purge_webhook_endpoints(session: Session) -> int:
+    """Delete the rows of endpoints deleted long ago whose deliveries are gone; return how many.
+
+    Long ago: a transaction that ends a job may have found the endpoint just before its deletion.
+    """
+    unused = ~exists().where(WebhookDeliveryRow.endpoint_id == WebhookEndpointRow.id)
+    is_old = _older(WebhookEndpointRow.deleted_at, WEBHOOKS_TTL_S)
+    return _delete(session, WebhookEndpointRow.id, is_old & unused)
 
 
 def _older(column: InstrumentedAttribute[Any], age_s: float) -> ColumnElement[bool]:
