@@ -17,6 +17,7 @@ from api import errors
 from api.auth import DOCS_ASSETS, AuthMiddleware
 from api.deps import ReadinessProbe, Services
 from api.middleware import BodyCapMiddleware, HeadMiddleware, RequestContextMiddleware
+from api.oip.errors import OipErrorMiddleware
 from api.routes import datasets, health, job_control, jobs, maintenance, methods, models
 from api.schemas.problems import Problem
 from core.platform.collection.scratch import remove_abandoned_uploads
@@ -40,7 +41,12 @@ _TAGS = [
     {"name": "datasets", "description": "Archives of images, and the datasets made of them."},
     {"name": "fine-tuning", "description": "Jobs, what they may be, and how they go."},
     {"name": "models", "description": "Trained adapters, to show and to download."},
-    {"name": "inference", "description": "Classify images."},
+    {"name": "inference", "description": "Classify images, and their features."},
+    {
+        "name": "open inference protocol",
+        "description": 'v2, as KServe, Triton and MLServer speak it; failures are `{"error"}`.',
+    },
+    {"name": "mlflow", "description": "MLflow's scoring protocol, for one model."},
     {"name": "maintenance", "description": "What the workers put right and freed."},
     {"name": "health", "description": "For whoever routes traffic here."},
 ]
@@ -72,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         redirect_slashes=False,
         middleware=[
+            Middleware(OipErrorMiddleware),
             Middleware(RequestContextMiddleware),
             Middleware(AuthMiddleware, settings=settings),
             Middleware(BodyCapMiddleware),
@@ -88,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.include_router(module.router, dependencies=documented)
     if "inference" in settings.roles:
         # By name: importing it loads torch, which the control role lives without.
-        for name in ("classify", "merged"):
+        for name in ("classify", "embeddings", "oip", "repository", "invocations", "merged"):
             route = import_module(f"api.routes.{name}")
             app.include_router(route.router, dependencies=documented)
     app.openapi = lambda: _build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way

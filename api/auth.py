@@ -22,7 +22,10 @@ from core.settings import Settings
 from core.types import DEFAULT_PROJECT
 
 #: Open to everybody: what load balancers poll, and the documentation.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+OPEN_PATHS = frozenset(
+    {"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"}
+    | {"/v2/health/live", "/v2/health/ready", "/ping", "/health"}
+)
 #: Path under which the documentation's own scripts and styles are served.
 DOCS_ASSETS = "/docs-assets"
 

@@ -23,7 +23,10 @@ _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: Largest body of a route that reads JSON. Real ones are below 10 kB.
 MAX_JSON_BYTES = 1 << 20
 #: Routes that stream their body and count it themselves.
-_STREAMING = re.compile(r"/v1/datasets/?|/v1/models/[^/]+/classify/?")
+_STREAMING = re.compile(
+    r"/v1/datasets/?|/v1/models/[^/]+/(classify|embeddings)/?|/invocations"
+    r"|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+)
 
 
 class RequestContextMiddleware:

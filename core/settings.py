@@ -160,6 +160,9 @@ class Settings(BaseSettings):
     max_archive_files: int = Field(200_000, gt=0, description="Most entries in an archive.")
     max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image, width x height.")
     max_image_bytes: int = Field(32 * 2**20, gt=0, description="Largest encoded image.")
+    invocations_model: str = Field(
+        "", description="Model of /invocations where the request names none: id, name, name@alias."
+    )
 
     lease_ttl_s: float = Field(
         60.0, gt=0, description="An attempt is lost this long after its last heartbeat."

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api.deps import ReferencePath
 from api.inference import InferenceEngine
-from api.routes.classify import get_engine
 from api.schemas.problems import problems
+from api.serving import get_engine
 
 router = APIRouter(prefix="/v1/models", tags=["inference"])
 

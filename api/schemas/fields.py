@@ -16,6 +16,10 @@ from pydantic_core import CoreSchema
 
 #: An id, or a name that appears in URLs and in file names.
 SLUG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+#: A model: its id, its name, or an alias or a version of its name.
+MODEL_REFERENCE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[A-Za-z0-9][A-Za-z0-9._-]{0,99})?$"
+#: Of a model's name. It becomes part of paths and of lists, hence short.
+ALIAS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 IDEMPOTENCY_KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
 METADATA_KEY_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 #: NUL is the one character that PostgreSQL refuses.
@@ -23,6 +27,8 @@ METADATA_VALUE_PATTERN = r"^[^\x00]*$"
 #: What the patterns say, for people.
 PATTERN_MEANINGS = {
     SLUG_PATTERN: "must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit",
+    MODEL_REFERENCE_PATTERN: "must be a model's id, its name, or name@alias",
+    ALIAS_PATTERN: "must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit",
     IDEMPOTENCY_KEY_PATTERN: "must be 1 to 200 printable ASCII characters without spaces",
     METADATA_KEY_PATTERN: "must be 1 to 64 letters, digits, '_', '.' or '-'",
     METADATA_VALUE_PATTERN: "must not hold a NUL character",

@@ -37,7 +37,9 @@ _MEANINGS = {
     415: "Not a content type that is read here.",
     416: "`Range` asks for bytes beyond the end.",
     422: "The request is wrong; `errors` point at the fields.",
+    429: "This caller has too much under way; try again after `Retry-After` seconds.",
     503: "Try again after `Retry-After` seconds.",
+    504: "No answer within the time that there was.",
     507: "The server's disk is full.",
 }
 
