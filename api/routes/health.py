@@ -8,7 +8,7 @@ from api.deps import Services, ServicesDep
 from api.errors import build_problem
 from api.schemas.problems import problems
 from core.errors import AppError
-from core.platform.db.migrate import find_revision, head_revision
+from core.platform.db.migrate import find_revision, head_revision, is_workable
 
 router = APIRouter(tags=["health"])
 
@@ -45,7 +45,7 @@ def _find_database_fault(services: Services) -> str | None:
             revision = find_revision(session)
     except SQLAlchemyError as error:
         return f"cannot be reached ({type(error).__name__})"
-    if revision != head_revision():
+    if not is_workable(revision):
         return (
             f"its schema is at revision {revision or 'none'}, this release needs "
             f"{head_revision()}; run: python -m migrations upgrade"

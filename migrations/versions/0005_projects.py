@@ -45,15 +45,11 @@ def upgrade() -> None:
         "jobs",
         ["project_id", "state", sa.text("priority DESC"), "created_at", "id", "memory_bytes"],
     )
-    with op.batch_alter_table("idempotency_keys") as keys:
-        keys.alter_column("key", type_=sa.String(300), existing_type=sa.String(200))
 
 
 def downgrade() -> None:
     # The release before would take them for keys of everybody.
     op.execute("DELETE FROM idempotency_keys WHERE key LIKE '% %'")
-    with op.batch_alter_table("idempotency_keys") as keys:
-        keys.alter_column("key", type_=sa.String(200), existing_type=sa.String(300))
     op.drop_index("ix_jobs_project_queue", "jobs")
     for table in _OWNED:
         op.drop_index(f"ix_{table}_project_created_at", table)

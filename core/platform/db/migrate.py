@@ -1,6 +1,14 @@
-"""Bring a database's schema to the newest revision, safely from several processes at once."""
+"""Bring a database's schema to the newest revision, while other processes use it.
 
-from collections.abc import Iterator
+Processes that migrate at once take turns. Those that serve and work meanwhile are never made to
+wait for long: a migration that cannot have a table in a moment lets go of everything and tries
+again, as whoever asks for a table after it would queue behind it.
+"""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,25 +19,40 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from core.clock import monotonic_s
 from core.platform.db.engine import Database
+
+logger = logging.getLogger(__name__)
 
 #: The revisions ship beside `core`, in the checkout as in the images.
 _MIGRATIONS = Path(__file__).parents[3] / "migrations"
 #: Any constant will do, as long as every release uses the same.
 _ADVISORY_LOCK = 0x1DA7_0001
+#: Longest wait for a table, and so the longest that anybody else waits behind it. Less than a
+#: second, after which PostgreSQL looks for deadlocks and may break off the others.
+_LOCK_TIMEOUT_MS = 800
+_LOCK_PAUSE_S = 1.0
+_LOCK_PATIENCE_S = 300.0
+#: lock_not_available and deadlock_detected
+_LOCK_STATES = frozenset({"55P03", "40P01"})
 
 
 def upgrade_to_head(url: str) -> None:
     """Run every revision that the database has not seen yet, in one transaction.
 
-    Processes that start together wait for the first of them; the others find nothing to do.
+    Processes that start together wait for the first of them; the others find nothing to do, and nor
+    does a process of an older release.
 
     Args:
         url: SQLAlchemy URL, as `core.platform.db.engine.Database` takes it.
+
+    Raises:
+        OperationalError: a transaction kept a table for minutes; nothing has been changed.
     """
-    _run(url, lambda config: command.upgrade(config, "head"))
+    _run(url, _upgrade)
 
 
 def downgrade_to(url: str, revision: str) -> None:
@@ -55,6 +78,22 @@ def head_revision() -> str:
     return head
 
 
+def is_workable(revision: str | None) -> bool:
+    """Return whether this release can work on a schema: its own newest, or a newer release's.
+
+    Revisions only add, so that the release before goes on working beside each of them. A schema of
+    an older release lacks what this one reads.
+    """
+    if revision is None:
+        return False
+    return revision == head_revision() or _is_newer(revision)
+
+
+def _is_newer(revision: str) -> bool:
+    # Revisions are numbered with as many digits each.
+    return revision > head_revision()
+
+
 @contextmanager
 def migration_connection(url: str) -> Iterator[Connection]:
     """Open a transaction that holds the migration lock until it commits at the end of the block."""
@@ -69,6 +108,7 @@ def migration_connection(url: str) -> Iterator[Connection]:
                     # The wait for the lock is as long as the other process's migration.
                     connection.execute(text("SET LOCAL statement_timeout = 0"))
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+                    connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}"))
                     yield connection
     finally:
         database.dispose()
@@ -89,11 +129,38 @@ def _sqlite_transaction(connection: Connection) -> Iterator[None]:
             raise RuntimeError(f"the migration left dangling references: {dangling[:5]}")
 
 
-def _run(url: str, action: Any) -> None:  # noqa: ANN401 - a lambda over Alembic's untyped commands
-    with migration_connection(url) as connection:
-        config = _build_config()
-        config.attributes["connection"] = connection
-        action(config)
+def _upgrade(config: Config) -> None:
+    connection: Connection = config.attributes["connection"]
+    revision = MigrationContext.configure(connection).get_current_revision()
+    if revision is not None and _is_newer(revision):
+        logger.info("the schema is at revision %s of a newer release; left as it is", revision)
+        return
+    command.upgrade(config, "head")
+
+
+def _run(url: str, action: Callable[[Config], None]) -> None:
+    """Run an action on the migration connection, again for as long as others hold what it needs."""
+    deadline_s = monotonic_s() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            with migration_connection(url) as connection:
+                config = _build_config()
+                config.attributes["connection"] = connection
+                action(config)
+        except OperationalError as error:
+            if not _is_lock_conflict(error) or monotonic_s() > deadline_s:
+                raise
+            logger.info("others use a table that is to be changed; trying again: %s", error.orig)
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return
+
+
+def _is_lock_conflict(error: OperationalError) -> bool:
+    cause = error.orig
+    if isinstance(cause, sqlite3.Error):
+        return cause.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    return getattr(cause, "sqlstate", None) in _LOCK_STATES
 
 
 def _build_config() -> Config:

@@ -204,8 +204,8 @@ class IdempotencyRow(Base):
 
     __tablename__ = "idempotency_keys"
 
-    #: the caller's; after its project and a space, for any but the default project
-    key: Mapped[str] = mapped_column(String(300), primary_key=True)
+    #: the caller's; for any but the default project its digest, after the project and a space
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(_SHA256)
     resource_id: Mapped[str] = mapped_column(_ID)
     created_at: Mapped[float] = mapped_column(Float(53), insert_default=db_now())
