@@ -1,0 +1,103 @@
+"""What the customers of a run were promised, and what they saw that must not be."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from core.platform.jobs.states import TERMINAL
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that the service must never do.
+
+    Attributes:
+        rule: which promise was broken, in one word.
+        subject: the id of what it was broken for.
+        message: what was seen.
+    """
+
+    rule: str
+    subject: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} {self.subject}: {self.message}"
+
+
+@dataclass
+class Promise:
+    """A job for which some answer said 2xx.
+
+    Attributes:
+        job_id: what the answer named.
+        key: the `Idempotency-Key` under which it was asked for.
+        plan: name of what was asked for.
+        error_code: with which it must fail, None if it must succeed.
+        is_reference: whether it ran before any fault.
+        retried_from: the failed job that it repeats.
+        is_cancel_sent: whether its customer asked for a cancel, with or without an answer.
+        is_cancelled: whether the cancel was answered with 2xx.
+    """
+
+    job_id: str
+    key: str
+    plan: str
+    error_code: str | None = None
+    is_reference: bool = False
+    retried_from: str | None = None
+    is_cancel_sent: bool = False
+    is_cancelled: bool = False
+
+
+@dataclass
+class Ledger:
+    """Filled by all threads of a run.
+
+    Attributes:
+        promises: job id -> what was promised.
+        answers: `Idempotency-Key` -> the ids that answers under it named.
+        deleted_datasets: ids whose deletion was answered.
+        datasets: ids of all datasets that were accepted.
+        violations: what was seen while the run went on.
+        ended: job id -> the terminal state in which it was seen first.
+        tell: is given each violation at once.
+    """
+
+    promises: dict[str, Promise] = field(default_factory=dict)
+    answers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    datasets: set[str] = field(default_factory=set)
+    deleted_datasets: set[str] = field(default_factory=set)
+    violations: list[Violation] = field(default_factory=list)
+    ended: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    tell: Callable[[str], None] = field(default=lambda _line: None)
+
+    def promise(self, promise: Promise) -> Promise:
+        """Note a job that was accepted, and under which key."""
+        with self.lock:
+            self.answers[promise.key].add(promise.job_id)
+            return self.promises.setdefault(promise.job_id, promise)
+
+    def promise_dataset(self, key: str, dataset_id: str) -> None:
+        """Note a dataset that was accepted, and under which key."""
+        with self.lock:
+            self.answers[key].add(dataset_id)
+            self.datasets.add(dataset_id)
+
+    def complain(self, rule: str, subject: str, message: str) -> None:
+        """Note a violation."""
+        violation = Violation(rule, subject, message)
+        with self.lock:
+            self.violations.append(violation)
+        self.tell(f"VIOLATION {violation}")
+
+    def see(self, job_id: str, state: str) -> None:
+        """Note a state; the caller asks one question after the other, so that none is outdated."""
+        with self.lock:
+            first = self.ended.get(job_id)
+            if first is None and state in TERMINAL:
+                self.ended[job_id] = state
+        if first is not None and state != first:
+            self.complain("terminal_state_left", job_id, f"was {first}, and later {state}")
