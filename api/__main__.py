@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import socket
 import sys
 
@@ -9,6 +10,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from api.app import UnsafeBindingError, create_app
+from api.server import DrainingServer
 from core.platform.storage.errors import StoreMisconfiguredError
 from core.platform.storage.factory import check_store
 from core.settings import Settings, describe_wrong_settings
@@ -51,9 +53,10 @@ def main() -> int:
             access_log=False,  # api.middleware writes one, with request ids
             log_config=None,
             server_header=False,
-            timeout_graceful_shutdown=_GRACE_S,
+            # What has been accepted has this long to be answered, an upload included.
+            timeout_graceful_shutdown=max(_GRACE_S, math.ceil(settings.inference_deadline_s) + 5),
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        DrainingServer(config, app.state.lifecycle, settings.drain_s).run(sockets=[listener])
     return 0
 
 

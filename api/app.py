@@ -16,9 +16,22 @@ from starlette.middleware import Middleware
 from api import errors
 from api.auth import DOCS_ASSETS, AuthMiddleware
 from api.deps import ReadinessProbe, Services
+from api.gate import InferenceGateMiddleware
+from api.lifecycle import Lifecycle
 from api.middleware import BodyCapMiddleware, HeadMiddleware, RequestContextMiddleware
 from api.oip.errors import OipErrorMiddleware
-from api.routes import datasets, health, job_control, jobs, maintenance, methods, models
+from api.routes import (
+    aliases,
+    datasets,
+    exports,
+    health,
+    job_control,
+    jobs,
+    maintenance,
+    methods,
+    models,
+    webhook_endpoints,
+)
 from api.schemas.problems import Problem
 from core.platform.collection.scratch import remove_abandoned_uploads
 from core.platform.db.engine import Database
@@ -47,6 +60,7 @@ _TAGS = [
         "description": 'v2, as KServe, Triton and MLServer speak it; failures are `{"error"}`.',
     },
     {"name": "mlflow", "description": "MLflow's scoring protocol, for one model."},
+    {"name": "webhooks", "description": "Who is told when jobs and datasets are done."},
     {"name": "maintenance", "description": "What the workers put right and freed."},
     {"name": "health", "description": "For whoever routes traffic here."},
 ]
@@ -68,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
             f"IDAT_HOST={settings.host} can be reached from other machines: set IDAT_API_KEYS to "
             "one or more secret keys, or bind 127.0.0.1"
         )
+    lifecycle = Lifecycle()
     # Its pages bring their scripts along: a host without internet access has documentation too.
     app = FastAPIOffline(
         static_url=DOCS_ASSETS,
@@ -81,21 +96,42 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(OipErrorMiddleware),
             Middleware(RequestContextMiddleware),
             Middleware(AuthMiddleware, settings=settings),
+            Middleware(InferenceGateMiddleware, settings=settings, lifecycle=lifecycle),
             Middleware(BodyCapMiddleware),
             Middleware(HeadMiddleware),
         ],
     )
     app.state.settings = settings
+    app.state.lifecycle = lifecycle
     errors.install(app)
     app.include_router(health.router)
     # For the documentation: `AuthMiddleware` decides, before anything of the request is read.
     documented = [Depends(HTTPBearer(auto_error=False))]
     if "control" in settings.roles:
-        for module in (datasets, methods, jobs, job_control, models, maintenance):
+        for module in (
+            datasets,
+            methods,
+            jobs,
+            job_control,
+            models,
+            aliases,
+            exports,
+            webhook_endpoints,
+            maintenance,
+        ):
             app.include_router(module.router, dependencies=documented)
     if "inference" in settings.roles:
         # By name: importing it loads torch, which the control role lives without.
-        for name in ("classify", "embeddings", "oip", "repository", "invocations", "merged"):
+        for name in (
+            "classify",
+            "embeddings",
+            "oip",
+            "repository",
+            "invocations",
+            "merged",
+            "onnx",
+            "imports",
+        ):
             route = import_module(f"api.routes.{name}")
             app.include_router(route.router, dependencies=documented)
     app.openapi = lambda: _build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
@@ -120,6 +156,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
         yield
     finally:
+        services = getattr(app.state, "services", None)
+        if services is not None and services.inference is not None:
+            await run_in_threadpool(services.inference.close)
         database.dispose()
 
 

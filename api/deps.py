@@ -6,7 +6,7 @@ from typing import Annotated, Protocol, cast
 from fastapi import Depends, Path, Request
 
 from api.errors import wrong_type
-from api.schemas.fields import SLUG_PATTERN
+from api.schemas.fields import ALIAS_PATTERN, MODEL_REFERENCE_PATTERN, SLUG_PATTERN
 from core.platform.db.engine import Database
 from core.platform.doorbell import Doorbell
 from core.platform.storage.base import BlobStore
@@ -18,6 +18,15 @@ class ReadinessProbe(Protocol):
 
     def find_fault(self) -> str | None:
         """Return why no image can be classified now, or None."""
+
+    def check_admission(self, project: str, reference: str | None) -> None:
+        """Raise what a request for the model with this reference would end with anyhow."""
+
+    def count_rejection(self, error: Exception) -> None:
+        """Count a request that was refused before it came to the engine."""
+
+    def close(self) -> None:
+        """End the threads."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,9 @@ ProjectDep = Annotated[str, Depends(get_project)]
 
 #: An id, or a model's name, in a path. The pattern keeps bytes out that no database would take.
 ReferencePath = Annotated[str, Path(pattern=SLUG_PATTERN)]
+
+#: What may name a model in a path.
+ModelPath = Annotated[
+    str, Path(pattern=MODEL_REFERENCE_PATTERN, description="Id, name (its newest), or name@alias.")
+]
+AliasPath = Annotated[str, Path(pattern=ALIAS_PATTERN)]

@@ -1,11 +1,12 @@
 """The inference engine of this process: from a model's reference and images to logits and features.
 
-One of the two modules of the API that load torch; imported only with the `inference` role.
+A request's way: admission → the model is pinned, loaded first if need be → images are decoded in
+threads → the network's thread takes what is ready, models mixed → the event loop answers.
+One of the modules of the API that load torch; imported only with the `inference` role.
 """
 
+import asyncio
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,32 +18,38 @@ from anyio import CapacityLimiter
 from fastapi import Request
 from numpy.typing import NDArray
 
+from api.bundles import check_bundle, make_resident, merge_model
+from api.calls import Call, Predictions, hand_back
+from api.lanes import Lane, Lanes
+from api.metrics import ServingMetrics
+from api.onnx_files import OnnxFiles
+from api.resolution import ModelResolver, ServedModel
+from api.timeouts import read_timeout_s
+from api.warm_up import WarmUp
 from core.clock import monotonic_s
-from core.errors import ConflictError, FieldError, InvalidError, UnavailableError
-from core.ml.adapters.adapted import AdaptedModel
-from core.ml.backbones.load import LoadedBackbone, WeightsMismatchError, load_backbone
-from core.ml.backbones.normalise import normalise_images
+from core.errors import ConflictError, DeadlineError, FieldError, InvalidError
 from core.ml.backbones.precision import resolve_device, resolve_precision
 from core.ml.data.preprocess import ImageError, preprocess
-from core.ml.export.bundle import Bundle, parse_bundle, restore_model
-from core.ml.export.merged import check_mergeable, encode_merged, merge_bundle
+from core.ml.export.bundle import Bundle
+from core.ml.inference.admission import OverloadedError
+from core.ml.inference.batcher import Ticket
+from core.ml.inference.decoding import DecodePool
+from core.ml.inference.engine import Engine, Resident
+from core.ml.inference.residency import Residency
 from core.platform.db.engine import Database
-from core.platform.models.repository import get_model
 from core.platform.storage.base import BlobStore
 from core.settings import Settings
+
+__all__ = [
+    "EncodedImage", "InferenceEngine", "OverloadedError", "Pixels", "Predictions", "ServedModel",
+]  # fmt: skip
 
 #: uint8 (px, px, 3), or float32 (3, px, px) that is normalised already.
 Pixels = NDArray[Any]
 
-_MODEL_CACHE_BYTES = 256 << 20
-#: Requests that may wait for a thread; more would only time out in line.
-_MAX_WAITING = 64
-
-
-class OverloadedError(UnavailableError):
-    """More images wait than can be classified in reasonable time."""
-
-    code = "overloaded"
+_MAX_DECODE_THREADS = 16
+_COLOURS = 3
+_CLOSE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,87 +65,88 @@ class EncodedImage:
     data: bytes
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model says of a request's images.
-
-    Attributes:
-        model_id: the model that answered.
-        classes: names, in the order of the logits.
-        logits: fp32 (images, classes).
-        features: fp32 (images, num_features), what the head read.
-        decode_ms: time until the last image was decoded and resized.
-        queue_ms: longest wait of an image between that and the network.
-        forward_ms: time in the network.
-    """
-
-    model_id: str
-    classes: tuple[str, ...]
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32]
-    decode_ms: float
-    queue_ms: float
-    forward_ms: float
-
-
-@dataclass(frozen=True, eq=False)
-class ServedModel:
-    """What serving needs to know of a published model; detached from the database."""
-
-    id: str
-    name: str
-    project_id: str
-    adapter_sha256: str
-    config_sha256: str
-    backbone: str
-    classes: tuple[str, ...]
-
-
 class InferenceEngine:
     """Answers in threads of its own, so that a slow model never holds up the other routes."""
 
     def __init__(self, settings: Settings, store: BlobStore, database: Database) -> None:
-        """Find the device; backbones are loaded when the first model needs them."""
+        """Start the threads, and the loading of the backbones that will be wanted first."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        device = resolve_device(settings.device)
+        precision = resolve_precision(settings.inference_precision, device)
+        #: number format of the networks: `fp32` or `bf16`
+        self.precision: str = precision.value
+        self._settings = settings
         self._store = store
-        self._database = database
-        self._max_pixels = settings.max_image_pixels
-        self._device = resolve_device(settings.device)
-        self._precision = resolve_precision("auto", self._device)
-        self._limiter = CapacityLimiter(max(2, os.cpu_count() or 1))
-        self._merge_limiter = CapacityLimiter(1)
-        self._weights_dir = settings.weights_dir
-        self._lock = threading.Lock()
-        self._backbones: dict[str, LoadedBackbone] = {}
-        self._models: OrderedDict[tuple[str, str], AdaptedModel] = OrderedDict()
-        self._forward_lock = threading.Lock()
+        self._engine = Engine(
+            device=device,
+            precision=precision,
+            weights_dir=settings.weights_dir,
+            max_batch=settings.inference_max_batch,
+        )
+        self.metrics = ServingMetrics()
+        self._resolver = ModelResolver(database)
+        self.residency: Residency[ServedModel] = Residency(
+            lambda model: make_resident(self._engine, self._store, model),
+            self._engine.evict,
+            max_bytes=settings.inference_bank_bytes,
+        )
+        self._decoding = DecodePool(
+            settings.inference_decode_threads or min(os.cpu_count() or 1, _MAX_DECODE_THREADS),
+            self._decode,
+            ready=lambda ticket: self.lanes.get(ticket.resident.backbone).batcher.put([ticket]),
+            failed=lambda ticket: hand_back([ticket]),
+            weight_of=self._resolver.weight_of,
+        )
+        self.lanes = Lanes(self._build_lane)
+        self._merging = CapacityLimiter(1)
+        #: models as ONNX files
+        self.onnx_files = OnnxFiles(
+            settings.data_dir / "onnx",
+            max_bytes=settings.onnx_cache_bytes,
+            store=store,
+            weights_dir=settings.weights_dir,
+        )
+        self._warm_up = WarmUp(self._engine.prepare, database, settings.warm_backbones)
+        self.metrics.watch(self.residency, self.lanes.list_all)
 
     def find_fault(self) -> str | None:
-        """Return why no image can be classified now, or None."""
-        waiting = self._limiter.statistics().tasks_waiting
-        return f"{waiting} requests wait" if waiting >= _MAX_WAITING else None
+        """Return why no image should be sent here now, or None."""
+        faults = [
+            self._warm_up.find_fault(),
+            *(lane.find_fault() for lane in self.lanes.list_all()),
+        ]
+        return "; ".join(fault for fault in faults if fault) or None
+
+    def check_admission(self, project: str, reference: str | None) -> None:
+        """Refuse a request before its body is read, if it would be refused after that.
+
+        Args:
+            project: whose it is.
+            reference: its model, if the path says it. One that is not known yet is let through.
+
+        Raises:
+            ProjectOverloadedError: the project has too much under way.
+            OverloadedError: everybody together has.
+        """
+        model = self._resolver.find_known(project, reference) if reference else None
+        lane = self.lanes.find(model.backbone) if model else None
+        if lane is not None:
+            lane.admission.check(project)
+
+    def count_rejection(self, error: Exception) -> None:
+        """Count a request that was refused before it came here."""
+        self.metrics.count_rejection(error)
 
     async def resolve(self, project: str, reference: str) -> ServedModel:
-        """Return the model that an id or a name means to a project.
+        """Return the model that an id, a name or `name@alias` means to a project.
+
+        What the database says holds for a second.
 
         Raises:
             NotFoundError: no such model.
         """
-        return await anyio.to_thread.run_sync(self._resolve, project, reference)
-
-    def _resolve(self, project: str, reference: str) -> ServedModel:
-        with self._database.read() as session:
-            row = get_model(session, reference)
-            return ServedModel(
-                id=row.id,
-                name=row.name,
-                project_id=project,
-                adapter_sha256=row.adapter_sha256,
-                config_sha256=row.config_sha256,
-                backbone=row.backbone,
-                classes=tuple(row.classes),
-            )
+        return await self._resolver.resolve(project, reference)
 
     async def predict(
         self,
@@ -155,133 +163,204 @@ class InferenceEngine:
             model: as `resolve` gives it.
             images: at least one.
             project: whose turn this takes.
-            deadline_s: seconds that the answer is worth waiting for.
-            request: ends the work when its client has gone.
+            deadline_s: from now; None for what the request's header says, or the setting, which
+                is the most in any case.
+            request: one whose client is watched: when it goes, the work ends. Its body must have
+                been read.
 
         Raises:
-            InvalidError: an image cannot be decoded; the message names it.
-            OverloadedError: too many requests wait already.
-            ConflictError: the backbone here is not the one that the model was trained on.
+            InvalidError: an image cannot be used; `fields` point at it as `/<index>`.
+            OverloadedError: more images wait than can be answered in time.
+            ProjectOverloadedError: this project has too many under way.
+            DeadlineError: there was no answer in time.
+            ConflictError: the model does not fit the backbone that is here.
             WeightsUnavailableError: the backbone is not here.
         """
-        del project, deadline_s, request
-        if self._limiter.statistics().tasks_waiting >= _MAX_WAITING:
-            raise OverloadedError("too many requests wait for classification; try again")
-        return await anyio.to_thread.run_sync(self._predict, model, images, limiter=self._limiter)
+        if not images:
+            raise InvalidError("there is no image to look at", code="image_missing")
+        if deadline_s is None and request is not None:
+            deadline_s = read_timeout_s(request.headers)
+        longest_s = self._settings.inference_deadline_s
+        timeout_s = longest_s if deadline_s is None else min(deadline_s, longest_s)
+        due_s = monotonic_s() + timeout_s
+        lane = self.lanes.get(model.backbone)
+        count = len(images)
+        try:
+            lane.admission.enter(project, count)
+        except Exception as error:
+            self.metrics.count_rejection(error)
+            raise
+        try:
+            resident = await self._pin(model, timeout_s)
+            try:
+                call = Call(
+                    model.id,
+                    model.classes,
+                    count,
+                    lambda: self._retire(lane, model, project, count),
+                )
+                tickets = self._build_tickets(call, resident, images, project, due_s)
+            except BaseException:
+                self.residency.unpin(model.key)
+                raise
+        except BaseException:
+            lane.admission.leave(project, count)
+            raise
+        self._send(lane, tickets)
+        try:
+            predictions = await call.wait(due_s - monotonic_s(), request)
+        except Exception as error:
+            self.metrics.count_failure(model.id, error)
+            raise
+        self.metrics.count_answer(model.id, count, predictions)
+        return predictions
 
-    async def load(self, model: ServedModel) -> None:
-        """Make a model ready, and keep it so until `unload`; raises what `predict` does."""
-        await anyio.to_thread.run_sync(self._get_model, model, limiter=self._limiter)
+    async def load(self, model: ServedModel, *, is_kept: bool = True) -> None:
+        """Make a model ready; raises what `predict` does about the model.
+
+        Args:
+            model: as `resolve` gives it.
+            is_kept: whether it stays in memory until `unload`, whatever else is wanted there.
+
+        Raises:
+            ConflictError: `bank_full`: the models that are kept already leave no room for it.
+        """
+        await self._pin(model, None)
+        try:
+            if is_kept and not self.residency.keep(model.key):
+                raise ConflictError(
+                    "the models that are kept in memory leave no room for this one; unload some, "
+                    "or raise IDAT_INFERENCE_BANK_BYTES",
+                    code="bank_full",
+                )
+        finally:
+            self.residency.unpin(model.key)
 
     async def unload(self, model: ServedModel) -> None:
         """Free what a model takes; a request for it loads it again."""
-        with self._lock:
-            self._models.pop((model.adapter_sha256, model.config_sha256), None)
+        self.residency.drop(model.key)
 
     def is_ready(self, model: ServedModel) -> bool:
         """Return whether a request for the model would wait for no load."""
-        return (model.adapter_sha256, model.config_sha256) in self._models
+        return self.residency.is_resident(model.key)
 
     def list_resident(self) -> list[tuple[str, str]]:
         """Return the keys (adapter, config digests) of the models in memory."""
-        return list(self._models)
+        return self.residency.list_keys()
+
+    async def check(self, bundle: Bundle) -> None:
+        """Look whether a bundle answers here; see `api.bundles.check_bundle`."""
+        await anyio.to_thread.run_sync(check_bundle, self._engine, bundle)
 
     async def merge(self, model: ServedModel) -> bytes:
-        """Return a model written into its network, as a plain timm checkpoint.
+        """Return a model as a plain timm checkpoint; see `api.bundles.merge_model`.
 
         One at a time: each takes memory for several copies of the network.
-
-        Raises:
-            UnsupportedAdapterError: its kind of adapter is no linear change of the weights.
-            ConflictError: the backbone here is not the one that the model was trained on.
-            WeightsUnavailableError: the backbone is not here.
         """
-        return await anyio.to_thread.run_sync(self._merge, model, limiter=self._merge_limiter)
-
-    def _merge(self, model: ServedModel) -> bytes:
-        bundle = self._load_bundle(model)
-        check_mergeable(bundle)
-        # Not the resident one, which may be cast, on a GPU, and in use.
-        backbone = load_backbone(bundle.backbone.name, weights_dir=self._weights_dir)
-        try:
-            state = merge_bundle(bundle, backbone)
-        except WeightsMismatchError as error:
-            raise ConflictError(error.message, code=error.code) from error
-        return encode_merged(state, bundle, bundle.classes)
-
-    def _predict(self, model: ServedModel, images: Sequence[EncodedImage | Pixels]) -> Predictions:
-        adapted = self._get_model(model)
-        started_s = monotonic_s()
-        px = adapted.backbone.image_px
-        pixels = [self._decode(image, index, px) for index, image in enumerate(images)]
-        decoded_s = monotonic_s()
-        with self._forward_lock, torch.no_grad():
-            run_s = monotonic_s()
-            batch = torch.stack(
-                [
-                    normalise_images(torch.tensor(p, device=self._device)[None], adapted.backbone)[
-                        0
-                    ]
-                    if p.dtype == np.uint8
-                    else torch.tensor(p, device=self._device).to(adapted.backbone.dtype)
-                    for p in pixels
-                ]
-            )
-            features = adapted.features(batch)
-            logits = adapted.head(features)
-        return Predictions(
-            model_id=model.id,
-            classes=model.classes,
-            logits=logits.float().cpu().numpy(),
-            features=features.float().cpu().numpy(),
-            decode_ms=(decoded_s - started_s) * 1000,
-            queue_ms=(run_s - decoded_s) * 1000,
-            forward_ms=(monotonic_s() - run_s) * 1000,
+        weights_dir = self._settings.weights_dir
+        return await anyio.to_thread.run_sync(
+            merge_model, self._store, model, weights_dir, limiter=self._merging
         )
 
-    def _decode(self, image: EncodedImage | Pixels, index: int, image_px: int) -> Pixels:
-        if not isinstance(image, EncodedImage):
-            return image
+    def close(self) -> None:
+        """End the threads; what is still under way is finished first, within some seconds."""
+        self._warm_up.close()
+        self._resolver.close()
+        self._decoding.close(_CLOSE_S)
+        for lane in self.lanes.list_all():
+            lane.batcher.close(_CLOSE_S)
+        self.residency.close()
+
+    async def _pin(self, model: ServedModel, timeout_s: float | None) -> Resident:
+        resident: Resident | None = self.residency.pin(model.key)
+        if resident is not None:
+            return resident
+        loading = self.residency.load(model.key, model)
+        waiting = asyncio.wrap_future(loading)
         try:
-            return preprocess(image.data, image_px, max_pixels=self._max_pixels)
+            # Shielded: others may wait for the same load when this request is cancelled or late.
+            loaded: Resident = await asyncio.wait_for(asyncio.shield(waiting), timeout_s)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is error:
+                raise  # the load's own
+            waiting.add_done_callback(lambda done: self._let_go(model, done))
+            if isinstance(error, TimeoutError):
+                raise DeadlineError("the model was not loaded in time; try again") from error
+            raise
+        return loaded
+
+    def _let_go(self, model: ServedModel, done: "asyncio.Future[Any]") -> None:
+        """Give back the pin of a load that nobody waited for to its end."""
+        if not done.cancelled() and done.exception() is None:
+            self.residency.unpin(model.key)
+
+    def _build_lane(self, backbone: str) -> Lane:
+        return Lane(
+            backbone,
+            self._settings,
+            forward=self._engine.forward,
+            deliver=self._deliver,
+            find_rate=self._decoding.find_rate,
+            weight_of=self._resolver.weight_of,
+        )
+
+    def _deliver(self, tickets: list[Ticket]) -> None:
+        images = sum(ticket.forward_s > 0 for ticket in tickets)
+        if images:
+            first = tickets[0]
+            self.metrics.observe_batch(first.resident.backbone, images, first.forward_s)
+        hand_back(tickets)
+
+    def _retire(self, lane: Lane, model: ServedModel, project: str, images: int) -> None:
+        self.residency.unpin(model.key)
+        lane.admission.leave(project, images)
+
+    def _build_tickets(
+        self,
+        call: Call,
+        resident: Resident,
+        images: Sequence[EncodedImage | Pixels],
+        project: str,
+        due_s: float,
+    ) -> list[Ticket]:
+        tickets = []
+        for index, image in enumerate(images):
+            pixels = None
+            if not isinstance(image, EncodedImage):
+                _check_pixels(image, index, resident.image_px)
+                pixels = image
+            tickets.append(
+                Ticket(
+                    call, index, project, resident, resident.batch_key, due_s, image, pixels=pixels
+                )
+            )
+        return tickets
+
+    def _send(self, lane: Lane, tickets: list[Ticket]) -> None:
+        encoded = [ticket for ticket in tickets if ticket.pixels is None]
+        if encoded:
+            self._decoding.put(encoded)
+        if len(encoded) < len(tickets):
+            lane.batcher.put([ticket for ticket in tickets if ticket.pixels is not None])
+
+    def _decode(self, ticket: Ticket) -> Pixels:
+        image: EncodedImage = ticket.source
+        max_pixels = self._settings.max_image_pixels
+        try:
+            return preprocess(image.data, ticket.resident.image_px, max_pixels=max_pixels)
         except ImageError as error:
             message = f"{image.name}: {error.message}"
-            field = FieldError(f"/{index}", message, error.code)
+            field = FieldError(f"/{ticket.index}", message, error.code)
             raise InvalidError(message, code=error.code, fields=(field,)) from error
 
-    def _get_model(self, model: ServedModel) -> AdaptedModel:
-        key = (model.adapter_sha256, model.config_sha256)
-        with self._lock:
-            if key in self._models:
-                self._models.move_to_end(key)
-                return self._models[key]
-        bundle = self._load_bundle(model)
-        name = bundle.backbone.name
-        with self._lock:
-            if name not in self._backbones:
-                backbone = load_backbone(name, weights_dir=self._weights_dir)
-                backbone.place(device=self._device, precision=self._precision)
-                self._backbones[name] = backbone
-            try:
-                adapted = restore_model(bundle, self._backbones[name])
-            except WeightsMismatchError as error:
-                # Not the request's fault, which the error's own family would say.
-                raise ConflictError(error.message, code=error.code) from error
-            self._models[key] = adapted
-            while len(self._models) > 1 and self._cached_bytes() > _MODEL_CACHE_BYTES:
-                self._models.popitem(last=False)
-        return adapted
 
-    def _load_bundle(self, model: ServedModel) -> Bundle:
-        with self._store.open(model.adapter_sha256) as file:
-            adapter = file.read()
-        with self._store.open(model.config_sha256) as file:
-            config = file.read()
-        try:
-            return parse_bundle(adapter, config)
-        except InvalidError as error:
-            # This service wrote it: the caller's request is not to blame.
-            raise RuntimeError(f"the stored bundle of {model.id} is broken") from error
-
-    def _cached_bytes(self) -> int:
-        return sum(p.nbytes for model in self._models.values() for p in model.parameters())
+def _check_pixels(pixels: Pixels, index: int, px: int) -> None:
+    shape = (px, px, _COLOURS) if pixels.dtype == np.uint8 else (_COLOURS, px, px)
+    if pixels.dtype in (np.uint8, np.float32) and pixels.shape == shape:
+        return
+    message = (
+        f"image {index} is {pixels.dtype} {pixels.shape}, not uint8 ({px}, {px}, 3) or normalised "
+        f"float32 (3, {px}, {px})"
+    )
+    field = FieldError(f"/{index}", message, "shape_mismatch")
+    raise InvalidError(message, code="shape_mismatch", fields=(field,))

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -73,6 +73,20 @@ def _check_project_keys(keys: list[tuple[str, SecretStr]]) -> None:
             )
 
 
+def _check_host_or_network(entry: str) -> None:
+    try:
+        ip_network(entry.strip("[]"))
+    except ValueError:
+        # What ends in a number is an address in another notation, or with a slip in it.
+        last = entry.rstrip(".").rpartition(".")[2]
+        is_number = re.fullmatch(r"[0-9]+|0[xX][0-9a-fA-F]*", last)
+        if is_number or not re.fullmatch(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", entry):
+            raise ValueError(
+                f"{entry!r} is neither a host name nor an address nor a network like 10.1.0.0/16 "
+                "(whose host bits are zero)"
+            ) from None
+
+
 class Settings(BaseSettings):
     """Settings of the API and the worker; both must see the same database and store."""
 
@@ -130,6 +144,12 @@ class Settings(BaseSettings):
         description="When Redis gives a message that nobody acknowledged to another worker.",
     )
 
+    webhook_allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Comma-separated hosts, addresses and CIDRs that webhooks may go to although "
+        "they are not public.",
+    )
+
     weights_dir: Path | None = Field(
         None, description="Folder with timm weights (NAME.safetensors) for hosts without a hub."
     )
@@ -160,6 +180,47 @@ class Settings(BaseSettings):
     max_archive_files: int = Field(200_000, gt=0, description="Most entries in an archive.")
     max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image, width x height.")
     max_image_bytes: int = Field(32 * 2**20, gt=0, description="Largest encoded image.")
+    max_import_bytes: int = Field(
+        2**30, gt=0, description="Largest model that can be imported, all its files together."
+    )
+    onnx_cache_bytes: int = Field(
+        2 * 2**30, ge=0, description="Most bytes of ONNX files that are kept to be sent again."
+    )
+    inference_precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Number format of served networks; auto is bf16 where that is fast."
+    )
+    inference_max_batch: int = Field(
+        64, ge=1, le=1024, description="Most images of one batch through a network."
+    )
+    inference_deadline_s: float = Field(
+        10.0, gt=0, description="An image not answered for so long is given up with 504."
+    )
+    inference_bank_bytes: int = Field(
+        2**30, gt=0, description="Most bytes of resident models, backbones not counted."
+    )
+    inference_max_images: int = Field(
+        4096, ge=1, description="Most images under way at once; fewer where the network is slow."
+    )
+    inference_project_images: int = Field(
+        0, ge=0, description="Most images of one project under way at once; 0 means its share."
+    )
+    inference_body_bytes: int = Field(
+        512 * 2**20, gt=0, description="Most bytes of images in requests under way at once."
+    )
+    inference_decode_threads: int = Field(
+        0, ge=0, le=64, description="Images decoded at once; 0 means one for each core, up to 16."
+    )
+    warm_backbones: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Comma-separated backbones to be loaded before inference is ready; "
+        "empty means those of the newest models.",
+    )
+    drain_s: float = Field(
+        1.0,
+        ge=0,
+        le=600,
+        description="After SIGTERM, how long connections are still taken and told to go elsewhere.",
+    )
     invocations_model: str = Field(
         "", description="Model of /invocations where the request names none: id, name, name@alias."
     )
@@ -193,7 +254,16 @@ class Settings(BaseSettings):
         "INFO", description="Least severe log line that is written."
     )
 
-    _commas = field_validator("api_keys", "roles", mode="before")(_split_commas)
+    _commas = field_validator(
+        "api_keys", "roles", "webhook_allowed_hosts", "warm_backbones", mode="before"
+    )(_split_commas)
+
+    @field_validator("webhook_allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: list[str]) -> list[str]:
+        for entry in value:
+            _check_host_or_network(entry)
+        return value
 
     @field_validator(*_FORMS)
     @classmethod

@@ -21,9 +21,16 @@ async def get_health() -> dict[str, str]:
 
 @router.get("/readyz", responses=problems(), response_model=dict[str, str])
 def get_readiness(request: Request, services: ServicesDep) -> JSONResponse:
-    """Tell whether requests can be served: database, schema, store, inference engine."""
+    """Tell whether requests can be served: database, schema, store, inference engine.
+
+    Inference is ready once its backbones are loaded, and not any more once the process drains.
+    """
     request_id = request.state.request_id
+    is_draining = request.app.state.lifecycle.is_draining
     faults = {
+        "process": "it is about to stop, and finishes what it has accepted"
+        if is_draining
+        else None,
         "database": _find_database_fault(services),
         "store": _find_store_fault(services),
         "inference": services.inference.find_fault() if services.inference else None,

@@ -1,0 +1,167 @@
+"""What a reference means, asked of the database once a second at most.
+
+A model that is deleted, or an alias that moves, is noticed within `FRESH_S`. While the database
+cannot be reached, what is known goes on being served for `STALE_S`.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.clock import monotonic_s
+from core.errors import NotFoundError
+from core.platform.db.engine import Database
+from core.platform.db.tables import ProjectRow
+from core.platform.models.repository import get_model
+
+logger = logging.getLogger(__name__)
+
+#: How long what the database said is taken for granted.
+FRESH_S = 1.0
+#: How long it goes on being served while the database cannot be reached.
+STALE_S = 600.0
+#: How long a request waits for a database that does not answer, if something is known.
+_PATIENCE_S = 0.5
+_THREADS = 4
+_MAX_ENTRIES = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """What serving needs to know of a published model, free of the database.
+
+    Attributes:
+        id: the model's.
+        name: likewise.
+        project_id: whose it is.
+        adapter_sha256: blob of the adapters and the head.
+        config_sha256: blob of the description.
+        backbone: timm name.
+        classes: names, in the order of the logits.
+    """
+
+    id: str
+    name: str
+    project_id: str
+    adapter_sha256: str
+    config_sha256: str
+    backbone: str
+    classes: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is in memory: models of the same bytes are the same there."""
+        return (self.adapter_sha256, self.config_sha256)
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    outcome: ServedModel | Exception
+    answered_s: float  #: when the database said so
+    tried_s: float  #: when it was asked last
+
+
+class ModelResolver:
+    """References of projects to models; `resolve` from any event loop.
+
+    Args:
+        database: asked in a few threads of its own.
+        clock: seconds that never jump; for tests.
+    """
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = monotonic_s) -> None:
+        self._database = database
+        self._clock = clock
+        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._asking: dict[tuple[str, str], Future[_Entry]] = {}
+        self._weights: dict[str, float] = {}
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="resolve")
+
+    def weight_of(self, project: str) -> float:
+        """Return a project's share relative to others', as the database had it last."""
+        return self._weights.get(project, 1.0)
+
+    def find_known(self, project: str, reference: str) -> ServedModel | None:
+        """Return what a reference meant when it was asked last, without asking."""
+        entry = self._entries.get((project, reference))
+        return entry.outcome if entry and isinstance(entry.outcome, ServedModel) else None
+
+    async def resolve(self, project: str, reference: str) -> ServedModel:
+        """Return the model that a reference means to a project.
+
+        Raises:
+            NotFoundError: it means none.
+            OperationalError: the database cannot be reached, and the reference is not known.
+        """
+        key = (project, reference)
+        entry = self._entries.get(key)
+        if entry is None or self._clock() - entry.tried_s >= FRESH_S:
+            entry = await self._ask(key, entry)
+        if isinstance(entry.outcome, ServedModel):
+            return entry.outcome
+        raise entry.outcome.with_traceback(None)  # it would grow by every request that it ends
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _ask(self, key: tuple[str, str], known: _Entry | None) -> _Entry:
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = self._pool.submit(self._read, key)
+            asking.add_done_callback(lambda _: self._asking.pop(key, None))
+        # Shielded: others may wait for the same answer when this request is cancelled.
+        answer = asyncio.shield(asyncio.wrap_future(asking))
+        if known is None or not isinstance(known.outcome, ServedModel):
+            return await answer
+        done, _ = await asyncio.wait([answer], timeout=_PATIENCE_S)
+        if done:
+            return answer.result()
+        answer.add_done_callback(_look_at)
+        return known if self._clock() - known.answered_s < STALE_S else await answer
+
+    def _read(self, key: tuple[str, str]) -> _Entry:
+        project, reference = key
+        known = self._entries.get(key)
+        now_s = self._clock()
+        try:
+            entry = _Entry(self._find(project, reference), now_s, now_s)
+        except NotFoundError as error:
+            entry = _Entry(error, now_s, now_s)
+        except SQLAlchemyError as error:
+            is_servable = known is not None and isinstance(known.outcome, ServedModel)
+            if known is None or not is_servable or now_s - known.answered_s >= STALE_S:
+                return _Entry(error, now_s, now_s)
+            logger.warning("the database cannot be reached; %s is served as known", reference)
+            entry = _Entry(known.outcome, known.answered_s, self._clock())
+        self._entries[key] = entry
+        self._entries.move_to_end(key)
+        while len(self._entries) > _MAX_ENTRIES:
+            self._entries.popitem(last=False)
+        return entry
+
+    def _find(self, project: str, reference: str) -> ServedModel:
+        with self._database.read() as session:
+            row = get_model(session, reference, project=project)
+            tenant = session.get(ProjectRow, project)
+            self._weights[project] = tenant.weight if tenant is not None else 1.0
+            return ServedModel(
+                id=row.id,
+                name=row.name,
+                project_id=row.project_id,
+                adapter_sha256=row.adapter_sha256,
+                config_sha256=row.config_sha256,
+                backbone=row.backbone,
+                classes=tuple(row.classes),
+            )
+
+
+def _look_at(answer: "asyncio.Future[_Entry]") -> None:
+    """Fetch the exception of an answer that came too late, so that asyncio does not report it."""
+    if not answer.cancelled():
+        answer.exception()
