@@ -34,6 +34,19 @@ from benchmarks.serving.systems import System, build_fastapi, build_litserve, bu
 PACKAGES = ("torch", "timm", "fastapi", "uvicorn", "litserve", "pillow", "simplejpeg")
 #: Models and images of the gate.
 _GATE = (16, 4)
+_CORES = os.cpu_count() or 1
+#: What the peers may be set to: processes or threads, largest batch, how long one waits to fill.
+_GRIDS: dict[str, list[dict[str, Any]]] = {
+    "litserve": [
+        {"workers": workers, "batch": batch, "timeout_s": timeout_s}
+        for workers in sorted({1, min(2, _CORES), min(4, _CORES), min(8, _CORES)})
+        for batch, timeout_s in ((8, 0.001), (8, 0.005), (32, 0.005), (64, 0.01))
+    ],
+    "fastapi": [{"workers": workers} for workers in sorted({1, min(2, _CORES), _CORES})],
+}
+
+#: A peer and its precision -> its settings.
+Tuned = dict[tuple[str, str], dict[str, Any]]
 
 
 def main() -> int:
@@ -43,8 +56,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="idat-serving-"))
     try:
         stock = _make_stock(args, folder / "stock")
+        tuned: Tuned = {}
         for count in args.models:
-            _measure_count(args, stock, count, folder / f"service-{count}")
+            _measure_count(args, stock, count, folder / f"service-{count}", tuned)
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is left running", file=sys.stderr)
         return 130
@@ -99,13 +113,15 @@ def _make_stock(args: argparse.Namespace, folder: Path) -> Stock:
     return Stock(folder, args.network, count, args.hidden_dim, args.classes)
 
 
-def _measure_count(args: argparse.Namespace, stock: Stock, count: int, folder: Path) -> None:
+def _measure_count(
+    args: argparse.Namespace, stock: Stock, count: int, folder: Path, tuned: Tuned
+) -> None:
     systems = [
         build_service(stock, count, folder / precision, precision=precision)
         for precision in args.service_precisions
     ]
     for precision in args.peer_precisions:
-        systems += _choose_peers(args, stock, count, precision)
+        systems += _choose_peers(args, stock, count, precision, tuned)
     images = stock.images()[: _GATE[1]]
     gate = list(range(min(_GATE[0], count)))
     expected = parity.expect(stock, gate, images)
@@ -123,26 +139,27 @@ def _measure_count(args: argparse.Namespace, stock: Stock, count: int, folder: P
 
 
 def _choose_peers(
-    args: argparse.Namespace, stock: Stock, count: int, precision: str
+    args: argparse.Namespace, stock: Stock, count: int, precision: str, tuned: Tuned
 ) -> Iterator[System]:
-    """Return each peer with the settings that are fastest here."""
-    strategies = STRATEGIES if count > 1 else STRATEGIES[:1]
+    """Return each peer with the settings that are fastest here.
+
+    Workers, batch and waiting time are settled once for a precision, with one model; the strategy
+    for each number of models.
+    """
     common: dict[str, Any] = {"precision": precision, "decoder": args.peer_decoder}
-    litserve: list[dict[str, Any]] = [{"strategy": strategy} for strategy in strategies]
-    # A request is one model's: nothing to loop over.
-    fastapi: list[dict[str, Any]] = [{"strategy": s} for s in strategies if s != "loop"]
-    if not args.no_grid:
-        cores = os.cpu_count() or 1
-        litserve = [
-            {**setting, "workers": workers, "batch": batch, "timeout_s": timeout_s}
-            for setting in litserve
-            for workers in sorted({1, cores})
-            for batch, timeout_s in ((8, 0.001), (8, 0.005), (32, 0.005), (32, 0.01))
+    for label, build in (("litserve", build_litserve), ("fastapi", build_fastapi)):
+        if (label, precision) not in tuned:
+            grid = [{}] if args.no_grid else _GRIDS[label]
+            candidates = [build(stock, 1, **common, **settings) for settings in grid]
+            best = _find_fastest(args, stock, candidates)
+            tuned[label, precision] = grid[candidates.index(best)]
+        # A request of FastAPI's is for one model: it has nothing to loop over.
+        strategies = [s for s in STRATEGIES if label == "litserve" or s != "loop"]
+        settings = tuned[label, precision]
+        candidates = [
+            build(stock, count, **common, **settings, strategy=strategy)
+            for strategy in (strategies if count > 1 else STRATEGIES[:1])
         ]
-        fastapi = [{**s, "workers": workers} for s in fastapi for workers in sorted({1, cores})]
-    for settings in (litserve, fastapi):
-        build = build_litserve if settings is litserve else build_fastapi
-        candidates = [build(stock, count, **common, **setting) for setting in settings]
         yield _find_fastest(args, stock, candidates)
 
 
