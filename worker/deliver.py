@@ -1,25 +1,23 @@
-"""Sends what webhook endpoints are owed: some threads, each claiming, sending and writing down.
+"""Sends what webhook endpoints are owed: claim, send in one of some threads, write down.
 
-The threads share nothing but the database, so that any number of workers may do this at once. Half
-of them leave endpoints alone whose last attempt has failed: receivers that hang cannot take all
-threads away from those that answer.
+Any number of workers may do this at once; they meet in the database only. Of a worker's threads,
+half may wait for endpoints whose last attempt has failed: receivers that hang cannot take all of
+them away from those that answer.
 """
 
 import logging
 import ssl
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from core.clock import monotonic_s
 from core.platform.db.engine import TRANSIENT_ERRORS, Database
 from core.platform.leases import LeaseLostError
 from core.platform.webhooks.addresses import AllowedHosts
 from core.platform.webhooks.attempts import Outcome, conclude
-from core.platform.webhooks.deliveries import Outgoing, claim_due, count_due
+from core.platform.webhooks.deliveries import Outgoing, claim_due, has_due
 from core.platform.webhooks.signing import sign
 from core.platform.webhooks.targets import Resolver, TargetError, parse_target, resolve_target
 from worker.runtime import Runtime
@@ -31,9 +29,9 @@ logger = logging.getLogger(__name__)
 ATTEMPT_TIMEOUT_S = 15.0
 #: Longer than an attempt with all that is written about it.
 LEASE_S = 60.0
-#: Nothing is claimed after so long: the next ring goes on, and a worker that is to end may.
-_ROUND_S = 30.0
 _THREADS = 8
+#: How often to look for what has come due while receivers are being waited for.
+_LOOK_AGAIN_S = 0.5
 _WRITE_TRIES = 3
 _USER_AGENT = "idat-webhooks/1"
 _MULTIPLE_CHOICES, _BAD_REQUEST = 300, 400
@@ -63,7 +61,7 @@ class Sender:
 
 
 def deliver_due(runtime: Runtime) -> int:
-    """Send what is due until nothing is left, for half a minute at most; return how many attempts.
+    """Send what is due until nothing is left or the worker drains; return how many attempts.
 
     Args:
         runtime: this process's.
@@ -74,42 +72,54 @@ def deliver_due(runtime: Runtime) -> int:
 
 
 def send_due(sender: Sender, *, threads: int, should_stop: Callable[[], bool]) -> int:
-    """Send what is due with some threads; return how many attempts were made."""
+    """Send what is due with some threads; return how many attempts were made.
+
+    As long as one receiver is being waited for, what comes due meanwhile is sent by the others.
+    """
     with sender.database.read() as session:
-        due = count_due(session)
-    if due == 0:
-        return 0
-    deadline_s = monotonic_s() + _ROUND_S
-
-    def is_over() -> bool:
-        return monotonic_s() >= deadline_s or should_stop()
-
-    # The first threads take whatever comes first, the rest only what is for healthy endpoints.
-    count = min(due, threads)
-    open_to_all = max(1, threads // 2)
-    with ThreadPoolExecutor(count, thread_name_prefix="deliver") as pool:
-        runs = [
-            pool.submit(_send_until_done, sender, is_over, only_healthy=number >= open_to_all)
-            for number in range(count)
-        ]
-    return sum(run.result() for run in runs)
-
-
-def _send_until_done(sender: Sender, is_over: Callable[[], bool], *, only_healthy: bool) -> int:
+        if not has_due(session):
+            return 0
     sent = 0
-    try:
-        while not is_over():
-            with sender.database.write() as session:
-                outgoing = claim_due(
-                    session, owner=sender.owner, ttl_s=sender.lease_s, only_healthy=only_healthy
-                )
-            if outgoing is None:
+    flying: dict[Future[None], bool] = {}  # attempt -> whether its endpoint has failed before
+    with ThreadPoolExecutor(threads, thread_name_prefix="deliver") as pool:
+        while not should_stop():
+            outgoing = None
+            if len(flying) < threads:
+                only_healthy = sum(flying.values()) >= max(1, threads // 2)
+                outgoing = _claim(sender, only_healthy=only_healthy)
+            if outgoing is not None:
+                flying[pool.submit(_send_once, sender, outgoing)] = outgoing.is_suspect
+                sent += 1
+                continue
+            if not flying:
                 break
-            _write_down(sender, outgoing, attempt(sender, outgoing))
-            sent += 1
-    except SQLAlchemyError as error:
-        logger.warning("the database keeps webhooks from being sent: %s", error)
+            landed, _ = wait(flying, timeout=_LOOK_AGAIN_S, return_when=FIRST_COMPLETED)
+            for attempted in landed:
+                del flying[attempted]
+                attempted.result()  # a bug of ours is to be seen
+    for attempted in flying:
+        attempted.result()
     return sent
+
+
+def _claim(sender: Sender, *, only_healthy: bool) -> Outgoing | None:
+    try:
+        with sender.database.write() as session:
+            return claim_due(
+                session, owner=sender.owner, ttl_s=sender.lease_s, only_healthy=only_healthy
+            )
+    except TRANSIENT_ERRORS as error:
+        logger.warning("the database keeps webhooks from being claimed: %s", error)
+        return None
+
+
+def _send_once(sender: Sender, outgoing: Outgoing) -> None:
+    outcome = attempt(sender, outgoing)
+    try:
+        _write_down(sender, outgoing, outcome)
+    except TRANSIENT_ERRORS as error:
+        # Its lease runs out, and the sweep has it sent again.
+        logger.warning("could not write down webhook %s: %s", outgoing.claim.row_id, error)
 
 
 def attempt(sender: Sender, outgoing: Outgoing) -> Outcome:

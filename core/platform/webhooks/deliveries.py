@@ -28,6 +28,7 @@ class Outgoing:
         claim: the right to write to its row.
         endpoint_id: to whom.
         url: where to.
+        is_suspect: whether the last attempt at the endpoint has failed.
         secrets: what signs, the newest first.
         payload: the body.
         sent_at_s: the database's time, unix seconds, for the header `webhook-timestamp`.
@@ -36,14 +37,10 @@ class Outgoing:
     claim: Claim
     endpoint_id: str
     url: str
+    is_suspect: bool
     secrets: tuple[str, ...]
     payload: str
     sent_at_s: float
-
-
-def has_due(session: Session) -> bool:
-    """Return whether there is anything to claim."""
-    return session.scalar(select(_candidates().limit(1).exists())) is True
 
 
 def claim_due(
@@ -98,6 +95,7 @@ def claim_due(
         claim=Claim(row_id=delivery.id, attempt=delivery.attempt, owner=owner),
         endpoint_id=endpoint.id,
         url=endpoint.url,
+        is_suspect=endpoint.failures > 0,
         secrets=tuple(secrets),
         payload=delivery.payload,
         sent_at_s=now_s,
@@ -212,7 +210,7 @@ def find_delivery(session: Session, event_id: str) -> WebhookDeliveryRow | None:
 def count_by_state(session: Session) -> dict[DeliveryState, int]:
     """Return how many deliveries there are in each state, for metrics."""
     query = select(WebhookDeliveryRow.state, func.count()).group_by(WebhookDeliveryRow.state)
-    counts = {DeliveryState(state): count for state, count in session.execute(query).tuples()}
+    counts = {DeliveryState(state): count for state, count in session.execute(query)}
     return {state: counts.get(state, 0) for state in DeliveryState}
 
 
@@ -224,9 +222,9 @@ def find_oldest_due_s(session: Session) -> float | None:
     return None if overdue_s is None else float(overdue_s)
 
 
-def count_due(session: Session) -> int:
-    """Return how many deliveries are due and could be claimed."""
-    return session.scalar(select(func.count()).select_from(_candidates().subquery())) or 0
+def has_due(session: Session) -> bool:
+    """Return whether a delivery is due and could be claimed."""
+    return session.scalar(_candidates().limit(1)) is not None
 
 
 def _candidates() -> Select[str]:
