@@ -1,6 +1,7 @@
 """Sending a blob: whole, in part, or not at all to whoever has it."""
 
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import IO, Any
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
@@ -37,23 +38,65 @@ def send_blob(
         vary: request headers that chose this blob among others, for caches.
     """
     etag = f'"{sha256}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", **({"Vary": vary} if vary else {})}
+    unchanged = find_unchanged(request, etag, vary=vary)
+    if unchanged is not None:
+        return unchanged
+    return send_file(
+        store.open(sha256),
+        etag=etag,
+        media_type=media_type,
+        file_name=file_name,
+        inline=inline,
+        vary=vary,
+    )
+
+
+def find_unchanged(request: Request, etag: str, *, vary: str = "") -> Response | None:
+    """Return the answer 304 if the caller has this very file already, else None."""
     known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in known or f"W/{etag}" in known or "*" in known:
-        return Response(status_code=304, headers=headers)
+        return Response(status_code=304, headers=_build_headers(etag, vary))
+    return None
+
+
+def send_file(
+    file: IO[bytes],
+    *,
+    etag: str,
+    media_type: str,
+    file_name: str,
+    inline: bool = False,
+    vary: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the answer that sends an open file, and then closes it.
+
+    Args:
+        file: it may have no name any more.
+        etag: strong, in its quotes: equal tags mean equal bytes.
+        media_type: what it is.
+        file_name: what a browser shall call it.
+        inline: whether a browser shall show it rather than save it.
+        vary: request headers that chose this file among others, for caches.
+        headers: further ones of the answer.
+    """
     return _BlobResponse(
-        store.open(sha256),
+        file,
         media_type=media_type,
         filename=file_name,
-        headers=headers,
+        headers={**_build_headers(etag, vary), **(headers or {})},
         content_disposition_type="inline" if inline else "attachment",
     )
+
+
+def _build_headers(etag: str, vary: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": "no-cache", **({"Vary": vary} if vary else {})}
 
 
 class _BlobResponse(FileResponse):
     """An open file whose refusals of a `Range` are problem documents, as all other failures are."""
 
-    def __init__(self, file: BinaryIO, **options: Any) -> None:  # noqa: ANN401 - Starlette's
+    def __init__(self, file: IO[bytes], **options: Any) -> None:  # noqa: ANN401 - Starlette's
         """Take the file over; by its descriptor it can be opened even when its name is gone."""
         self._file = file
         super().__init__(f"/proc/self/fd/{file.fileno()}", **options)

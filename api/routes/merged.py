@@ -1,13 +1,10 @@
 """A model as one plain timm checkpoint. Served with the `inference` role only, which has torch."""
 
-from typing import Annotated
+from fastapi import APIRouter, Request, Response
 
-from fastapi import APIRouter, Depends, Request, Response
-
-from api.deps import ReferencePath
-from api.inference import InferenceEngine
+from api.deps import ModelPath, ProjectDep
 from api.schemas.problems import problems
-from api.serving import get_engine
+from api.serving import EngineDep
 
 router = APIRouter(prefix="/v1/models", tags=["inference"])
 
@@ -24,16 +21,14 @@ _TYPE = "application/vnd.safetensors"
     },
 )
 async def download_merged(
-    request: Request,
-    engine: Annotated[InferenceEngine, Depends(get_engine)],
-    model: ReferencePath,
+    request: Request, engine: EngineDep, project: ProjectDep, model: ModelPath
 ) -> Response:
     """Download backbone, adapters and head as one plain timm checkpoint (safetensors, fp32).
 
     For the adapter kinds that are `mergeable`; 422 for the others. The file is as large as the
     network and made anew for every request.
     """
-    served = await engine.resolve("default", model)
+    served = await engine.resolve(project, model)
     etag = f'"{served.adapter_sha256}-merged"'
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": etag})

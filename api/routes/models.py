@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from api.deps import DatabaseDep, ReferencePath, StoreDep
+from api.deps import DatabaseDep, ModelPath, ProjectDep, StoreDep
 from api.downloads import send_blob
 from api.negotiation import choose_media_type
 from api.pagination import Page, PageDep
@@ -32,26 +32,33 @@ FormatQuery = Annotated[
 
 
 @router.get("", responses=problems(422))
-def list_models(database: DatabaseDep, page: PageDep) -> Page[Model]:
+def list_models(database: DatabaseDep, project: ProjectDep, page: PageDep) -> Page[Model]:
     """List models, newest first."""
     with database.read() as session:
         rows = repository.list_models(
-            session, after=page.after, limit=page.limit + 1, descending=page.descending
+            session,
+            after=page.after,
+            limit=page.limit + 1,
+            descending=page.descending,
+            project=project,
         )
     return page.build_page(rows, Model.from_row)
 
 
 @router.get("/{model}", responses=problems(404))
-def get_model(database: DatabaseDep, model: ReferencePath) -> Model:
-    """Show a model, by its id or by its name (the newest of that name)."""
-    return Model.from_row(_load(database, model))
+def get_model(database: DatabaseDep, project: ProjectDep, model: ModelPath) -> Model:
+    """Show a model: by its id, its name (the newest), `name@alias` or `name@v3`."""
+    return Model.from_row(_load(database, model, project))
 
 
-@router.delete("/{model}", status_code=204, responses=problems(404))
-def delete_model(database: DatabaseDep, model: ReferencePath) -> None:
-    """Delete a model by its id (a name is refused); its files are freed within some hours."""
+@router.delete("/{model}", status_code=204, responses=problems(404, 409))
+def delete_model(database: DatabaseDep, project: ProjectDep, model: ModelPath) -> None:
+    """Delete a model by its id (a name is refused); its files are freed within some hours.
+
+    409 while an alias points at it.
+    """
     with database.write() as session:
-        repository.delete_model(session, model)
+        repository.delete_model(session, model, project=project)
 
 
 @router.get(
@@ -66,10 +73,10 @@ def delete_model(database: DatabaseDep, model: ReferencePath) -> None:
     },
 )
 def download_adapter(
-    request: Request, database: DatabaseDep, store: StoreDep, model: ReferencePath
+    request: Request, database: DatabaseDep, project: ProjectDep, store: StoreDep, model: ModelPath
 ) -> Response:
     """Download `adapter.safetensors`: the adapters and the head, without the backbone."""
-    row = _load(database, model)
+    row = _load(database, model, project)
     file_name = f"{row.name}.adapter.safetensors"
     return send_blob(
         request, store, row.adapter_sha256, media_type=_ADAPTER_TYPE, file_name=file_name
@@ -78,10 +85,10 @@ def download_adapter(
 
 @router.get("/{model}/config", response_class=FileResponse, responses=problems(404))
 def download_config(
-    request: Request, database: DatabaseDep, store: StoreDep, model: ReferencePath
+    request: Request, database: DatabaseDep, project: ProjectDep, store: StoreDep, model: ModelPath
 ) -> Response:
     """Download `config.json`: what the adapter belongs to and how it was made."""
-    row = _load(database, model)
+    row = _load(database, model, project)
     file_name = f"{row.name}.config.json"
     return send_blob(
         request, store, row.config_sha256, media_type="application/json", file_name=file_name
@@ -90,10 +97,10 @@ def download_config(
 
 @router.get("/{model}/card", response_class=FileResponse, responses=problems(404))
 def download_card(
-    request: Request, database: DatabaseDep, store: StoreDep, model: ReferencePath
+    request: Request, database: DatabaseDep, project: ProjectDep, store: StoreDep, model: ModelPath
 ) -> Response:
     """Download the model card, in Markdown."""
-    row = _load(database, model)
+    row = _load(database, model, project)
     return send_blob(
         request, store, row.card_sha256, media_type="text/markdown", file_name=f"{row.name}.md"
     )
@@ -105,10 +112,10 @@ def download_card(
     responses={**problems(404), 200: {"model": Evaluation}, 304: _NOT_MODIFIED},
 )
 def get_evaluation(
-    request: Request, database: DatabaseDep, store: StoreDep, model: ReferencePath
+    request: Request, database: DatabaseDep, project: ProjectDep, store: StoreDep, model: ModelPath
 ) -> Response:
     """Show how the model does on the test split: accuracies, calibration, mistakes, doubts."""
-    row = _load(database, model)
+    row = _load(database, model, project)
     return send_blob(
         request,
         store,
@@ -120,9 +127,9 @@ def get_evaluation(
 
 
 @router.get("/{model}/figures", responses=problems(404))
-def list_figures(database: DatabaseDep, model: ReferencePath) -> FigureList:
+def list_figures(database: DatabaseDep, project: ProjectDep, model: ModelPath) -> FigureList:
     """List the figures that the model's job asked for."""
-    row = _load(database, model)
+    row = _load(database, model, project)
     prefix = f"{router.prefix}/{row.id}/figures"
     return FigureList(
         data=[
@@ -145,8 +152,9 @@ def get_figure(
     *,
     request: Request,
     database: DatabaseDep,
+    project: ProjectDep,
     store: StoreDep,
-    model: ReferencePath,
+    model: ModelPath,
     name: FigurePath,
     wanted: FormatQuery = None,
 ) -> Response:
@@ -155,7 +163,7 @@ def get_figure(
     The form is what `format` says, else what the name ends with (`tsne.png`), else what `Accept`
     prefers, else JSON.
     """
-    row = _load(database, model)
+    row = _load(database, model, project)
     stem, _, suffix = name.partition(".")
     figure = model_figures.get_figure(row, stem)
     explicit = wanted or suffix
@@ -176,6 +184,6 @@ def get_figure(
     )
 
 
-def _load(database: Database, reference: str) -> ModelRow:
+def _load(database: Database, reference: str, project: str) -> ModelRow:
     with database.read() as session:
-        return repository.get_model(session, reference)
+        return repository.get_model(session, reference, project=project)

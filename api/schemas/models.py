@@ -22,8 +22,13 @@ class Model(BaseModel):
     id: str = Field(examples=["mdl_1f9d0a7c63b84e52a0c7d9e4"])
     object: Literal["model"] = "model"
     name: str
-    job_id: str
-    dataset_id: str
+    version: int | None = Field(
+        description="Counts the models of this name, from 1; `name@v3` is the third. Null for a "
+        "moment where an older process of the service published it."
+    )
+    source: Literal["job", "import"] = Field(description="Where it comes from.")
+    job_id: str | None = Field(description="Null for an imported model.")
+    dataset_id: str | None = Field(description="Likewise.")
     backbone: str = Field(description="timm name of the frozen network that it belongs to.")
     classes: list[str] = Field(description="In the order of the logits.")
     metrics: dict[str, Any]
@@ -36,6 +41,8 @@ class Model(BaseModel):
         return cls(
             id=row.id,
             name=row.name,
+            version=row.version,
+            source="import" if row.job_id is None else "job",
             job_id=row.job_id,
             dataset_id=row.dataset_id,
             backbone=row.backbone,

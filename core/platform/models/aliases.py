@@ -47,10 +47,18 @@ class Expected:
     """What the caller thinks is there, from `If-Match` or `If-None-Match: *`.
 
     Attributes:
-        change_id: the alias's last change; None if there shall be no alias yet.
+        change_ids: its last change is one of these; None for any.
+        is_absent: there is no such alias; `change_ids` says nothing then.
     """
 
-    change_id: int | None
+    change_ids: frozenset[int] | None = None
+    is_absent: bool = False
+
+    def is_met_by(self, row: ModelAliasRow | None) -> bool:
+        """Return whether an alias, or its absence, is what was expected."""
+        if row is None or self.is_absent:
+            return row is None and self.is_absent
+        return self.change_ids is None or row.change_id in self.change_ids
 
 
 def get_alias(
@@ -231,10 +239,8 @@ def _check_name(model: ModelRow, name: str) -> None:
 
 
 def _check_expected(row: ModelAliasRow | None, expected: Expected | None) -> None:
-    if expected is not None and expected.change_id != (row.change_id if row else None):
-        now = (
-            f"points at {row.model_id} since its change {row.change_id}" if row else "is not there"
-        )
+    if expected is not None and not expected.is_met_by(row):
+        now = f"points at {row.model_id} since change {row.change_id}" if row else "is not there"
         raise AliasChangedError(f"the alias {now}; read it again, and then decide")
 
 

@@ -146,13 +146,17 @@ class TestSetting:
     def test_whoever_expects_another_state_changes_nothing(self, database: Database) -> None:
         first, second = add_model(database), add_model(database)
         with pytest.raises(AliasChangedError, match="not there"):
-            point(database, first, expected=Expected(1))
-        seen = point(database, first, expected=Expected(None)).change_id
+            point(database, first, expected=Expected())
+        with pytest.raises(AliasChangedError, match="not there"):
+            point(database, first, expected=Expected(frozenset({1})))
+        seen = point(database, first, expected=Expected(is_absent=True)).change_id
         with pytest.raises(AliasChangedError, match=first):
-            point(database, second, expected=Expected(None))
-        point(database, second, expected=Expected(seen))
+            point(database, second, expected=Expected(is_absent=True))
+        point(database, second, expected=Expected(frozenset({seen})))
         with pytest.raises(AliasChangedError, match=second), database.write() as session:
-            aliases.delete_alias(session, "flowers", "production", expected=Expected(seen))
+            aliases.delete_alias(
+                session, "flowers", "production", expected=Expected(frozenset({seen}))
+            )
         assert resolve(database, "flowers@production") == second
 
     def test_projects_do_not_see_each_others(self, database: Database) -> None:

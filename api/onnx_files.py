@@ -1,0 +1,145 @@
+"""ONNX files of models: made one at a time, kept for a while on this host, bounded in bytes.
+
+One of the modules of the API that load torch.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import anyio.to_thread
+import onnx
+import torch
+from anyio import CapacityLimiter
+
+from api.bundles import read_bundle
+from api.resolution import ServedModel
+from api.uploads import disk_errors
+from core.errors import ConflictError, UnavailableError
+from core.ml.backbones.load import WeightsMismatchError
+from core.ml.data.atomic import replace_file
+from core.ml.export.bundle import Bundle
+from core.ml.export.onnx import OPSET, OnnxFile, export_bundle
+from core.platform.storage.base import BlobStore
+
+_SUFFIX = ".onnx"
+_MAX_WAITING = 4
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """An ONNX file that has been checked.
+
+    Attributes:
+        file: open.
+        max_delta: largest difference of a logit between torch and ONNX Runtime.
+    """
+
+    file: IO[bytes]
+    max_delta: float
+
+
+class OnnxFiles:
+    """A folder of files that are named after what they were made of.
+
+    Args:
+        folder: made if it is not there. Processes may share it.
+        max_bytes: of all files; those that were sent longest ago go first.
+        store: where bundles are.
+        weights_dir: folder with backbone weights, searched before the hub.
+        export: makes a file; for tests.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        store: BlobStore,
+        weights_dir: Path | None,
+        export: Callable[..., OnnxFile] = export_bundle,
+    ) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._store = store
+        self._weights_dir = weights_dir
+        self._export = export
+        # Each takes several times the size of the network in memory.
+        self._limiter = CapacityLimiter(1)
+
+    def find_etag(self, model: ServedModel) -> str:
+        """Return the strong tag of a model's file, in its quotes: what it is made of and by."""
+        return f'"{self._key(model)}"'
+
+    async def open(self, model: ServedModel) -> CheckedFile:
+        """Return a model's file, made now if it is not kept here; the caller closes it.
+
+        Raises:
+            UnavailableError: (`overloaded`) several others are to be made first.
+            ConflictError: the backbone here is not the one that the model was trained on.
+            WeightsUnavailableError: the backbone is not here.
+            TooLargeError: it is beyond what one ONNX file holds.
+            StorageFullError: the disk is full.
+        """
+        kept = self._find(model)
+        if kept is not None:
+            return kept
+        if self._limiter.statistics().tasks_waiting >= _MAX_WAITING:
+            raise UnavailableError(
+                "several networks are to be exported before this one; try again later",
+                code="overloaded",
+            )
+        return await anyio.to_thread.run_sync(self._make, model, limiter=self._limiter)
+
+    def _key(self, model: ServedModel) -> str:
+        parts = (*model.key, f"opset {OPSET}", f"torch {torch.__version__}", onnx.__version__)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _find(self, model: ServedModel) -> CheckedFile | None:
+        for path in self._folder.glob(f"{self._key(model)}_*{_SUFFIX}"):
+            try:
+                file = path.open("rb")
+                os.utime(path)  # it was wanted just now
+            except FileNotFoundError:
+                continue
+            return CheckedFile(file, float(path.name.removesuffix(_SUFFIX).rpartition("_")[2]))
+        return None
+
+    def _make(self, model: ServedModel) -> CheckedFile:
+        kept = self._find(model)  # another request may have made it while this one waited
+        if kept is not None:
+            return kept
+        bundle: Bundle = read_bundle(self._store, model)
+        try:
+            exported = self._export(bundle, weights_dir=self._weights_dir)
+        except WeightsMismatchError as error:
+            raise ConflictError(error.message, code=error.code) from error
+        path = self._folder / f"{self._key(model)}_{exported.max_delta:.3e}{_SUFFIX}"
+        with disk_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(len(exported.data))
+            with replace_file(path) as target:
+                target.write(exported.data)
+            file = path.open("rb")
+        if len(exported.data) > self._max_bytes:
+            path.unlink(missing_ok=True)  # who has it open keeps it
+        return CheckedFile(file, exported.max_delta)
+
+    def _make_room(self, wanted_bytes: int) -> None:
+        """Remove the files that were wanted longest ago until another one fits."""
+        found = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # another process removed it
+            found.append((status.st_mtime, path, status.st_size))
+        left_bytes = self._max_bytes - wanted_bytes - sum(size for _, _, size in found)
+        for _, path, size in sorted(found):
+            if left_bytes >= 0:
+                return
+            path.unlink(missing_ok=True)
+            left_bytes += size
