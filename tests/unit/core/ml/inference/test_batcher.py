@@ -1,0 +1,205 @@
+"""The network's thread: batches of what waits, and what can go wrong with one image or all."""
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from core.errors import DeadlineError
+from core.ml.inference.admission import BatchTimes
+from core.ml.inference.batcher import Batcher, Dropped, Ticket
+
+PATIENCE_S = 30.0
+LATER_S = 3600.0
+
+
+@dataclass(eq=False)
+class Caller:
+    is_over: bool = False
+
+
+@dataclass
+class Network:
+    """An engine that is written out: answers by doubling, runs a batch when it is allowed to."""
+
+    batches: list = field(default_factory=list)
+    may_run: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    has_begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def forward(self, residents, pixels):
+        self.batches.append(list(pixels))
+        self.has_begun.release()
+        assert self.may_run.acquire(timeout=PATIENCE_S)
+        if "poison" in pixels:
+            raise RuntimeError("the device has failed")
+        return [(resident, 2 * pixel) for resident, pixel in zip(residents, pixels, strict=True)]
+
+
+class Rig:
+    def __init__(self, *, max_batch=4, times=None):
+        self.network = Network()
+        self.delivered = queue.Queue()
+        self.times = times or BatchTimes()
+        self.batcher = Batcher(
+            "tiny", self.network.forward, self.deliver, max_batch=max_batch, times=self.times
+        )
+
+    def deliver(self, tickets):
+        for ticket in tickets:
+            self.delivered.put(ticket)
+
+    def put(self, *pixels, project="ants", key="k", deadline_s=None, caller=None):
+        if deadline_s is None:
+            deadline_s = time.monotonic() + LATER_S
+        tickets = [
+            Ticket(caller or Caller(), 0, project, "model", key, deadline_s, None, pixels=pixel)
+            for pixel in pixels
+        ]
+        self.batcher.put(tickets)
+        return tickets
+
+    def hold(self):
+        """Let a first batch of one image occupy the network."""
+        self.put("first")
+        assert self.network.has_begun.acquire(timeout=PATIENCE_S)
+
+    def run(self, batches=100):
+        self.network.may_run.release(batches)
+
+    def receive(self, count):
+        tickets = [self.delivered.get(timeout=PATIENCE_S) for _ in range(count)]
+        return {ticket.outcome[1] if isinstance(ticket.outcome, tuple) else ticket.outcome
+                for ticket in tickets}  # fmt: skip
+
+
+@pytest.fixture
+def build():
+    rigs = []
+
+    def make(**arguments):
+        rigs.append(Rig(**arguments))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.run(1000)
+        assert rig.batcher.close(PATIENCE_S), "the thread did not end"
+
+
+def test_takes_what_waits_when_the_network_is_free(build):
+    rig = build()
+    rig.hold()
+    rig.put("a", "b", "c", "d", "e", "f")
+    rig.run()
+    assert rig.receive(7) == {2 * p for p in ("first", *"abcdef")}
+    assert rig.network.batches == [["first"], ["a", "b", "c", "d"], ["e", "f"]]
+
+
+def test_models_that_cannot_be_mixed_are_not(build):
+    rig = build()
+    rig.hold()
+    rig.put("a", "b")
+    rig.put("x", "y", key="l")
+    rig.put("c")
+    rig.run()
+    rig.receive(6)
+    assert rig.network.batches[1:] == [["a", "b", "c"], ["x", "y"]]
+
+
+def test_a_flood_does_not_keep_a_quiet_project_waiting(build):
+    rig = build()
+    rig.hold()
+    rig.put(*[f"f{number}" for number in range(50)], project="flood")
+    rig.put("q1", "q2", project="quiet")
+    rig.run()
+    rig.receive(53)
+    assert {"q1", "q2"} <= set(rig.network.batches[1])
+
+
+def test_a_batch_that_fails_fails_alone_and_the_thread_goes_on(build):
+    rig = build(max_batch=2)
+    rig.hold()
+    rig.put("a", "poison", "b", "c")
+    rig.run()
+    tickets = [rig.delivered.get(timeout=PATIENCE_S) for _ in range(5)]
+    outcomes = [ticket.outcome for ticket in tickets]
+    assert outcomes[0][1] == "firstfirst"
+    assert [str(outcome) for outcome in outcomes[1:3]] == ["the device has failed"] * 2
+    assert [outcome[1] for outcome in outcomes[3:]] == ["bb", "cc"]
+    assert rig.batcher.failures == 0
+
+
+def test_failures_are_counted_until_a_batch_succeeds(build):
+    rig = build(max_batch=1)
+    rig.run()
+    rig.put("poison", "poison")
+    rig.receive(2)
+    assert rig.batcher.failures == 2
+
+
+def test_what_is_late_is_told_so_and_not_run(build):
+    rig = build()
+    rig.hold()
+    (late,) = rig.put("late", deadline_s=time.monotonic() - 1)
+    rig.put("a")
+    rig.run()
+    rig.receive(3)
+    assert isinstance(late.outcome, DeadlineError)
+    assert rig.network.batches[1:] == [["a"]]
+
+
+def test_what_nobody_waits_for_is_dropped(build):
+    rig = build()
+    rig.hold()
+    caller = Caller()
+    (gone,) = rig.put("gone", caller=caller)
+    rig.put("a")
+    caller.is_over = True
+    rig.run()
+    rig.receive(3)
+    assert isinstance(gone.outcome, Dropped)
+    assert rig.network.batches[1:] == [["a"]]
+
+
+def slow_times():
+    """A second for each image of a batch."""
+    times = BatchTimes()
+    for size in (1, 2, 4):
+        times.add(size, float(size))
+    return times
+
+
+def test_a_batch_is_no_longer_than_its_tightest_deadline_allows(build):
+    rig = build(max_batch=8, times=slow_times())
+    tight_s = time.monotonic() + 3.5  # three images fit, four do not; begun within half a second
+    taken, _ = gather(rig, [tight_s] + [tight_s + LATER_S] * 7)
+    assert taken == 3
+
+
+def test_who_is_late_even_alone_does_not_hold_the_others_back(build):
+    rig = build(max_batch=8, times=slow_times())
+    taken, _ = gather(rig, [time.monotonic() + 0.5] + [time.monotonic() + LATER_S] * 7)
+    assert taken == 8
+
+
+def gather(rig, deadlines_s):
+    """What the thread would take if it looked now."""
+    batcher = Batcher.__new__(Batcher)
+    batcher.__dict__.update(rig.batcher.__dict__)
+    batcher._queue = type(rig.batcher._queue)()
+    for number, deadline_s in enumerate(deadlines_s):
+        ticket = Ticket(Caller(), number, "ants", "model", "k", deadline_s, None, pixels=number)
+        batcher._queue.put(ticket, project="ants", key="k")
+    batch, rejected = batcher._gather(time.monotonic())
+    return len(batch), rejected
+
+
+def test_closing_finishes_what_is_queued(build):
+    rig = build()
+    rig.hold()
+    rig.put("a", "b")
+    rig.run()
+    assert rig.batcher.close(PATIENCE_S)
+    assert rig.receive(3) == {"firstfirst", "aa", "bb"}
