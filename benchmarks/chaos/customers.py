@@ -10,6 +10,7 @@ import httpx
 from benchmarks.chaos.client import Client, GaveUpError
 from benchmarks.chaos.ledger import Ledger, Promise
 from benchmarks.chaos.plans import DIVERGING, FIGURES, LONG, SHORT, Plan, build_archive
+from benchmarks.chaos.receiver import ENDPOINTS
 from core.platform.jobs.states import TERMINAL
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -95,6 +96,12 @@ class Customer:
         dataset_id = self._read_id(answer, key)
         self._ledger.promise_dataset(key, dataset_id)
         return dataset_id
+
+    def subscribe(self, url: str) -> None:
+        """Ask for an event at the end of each job and each validation."""
+        key = self._build_key()
+        answer = self._client.send("POST", ENDPOINTS, key=key, json={"url": url})
+        self._read_id(answer, key)
 
     # The wishes.
 

@@ -11,7 +11,14 @@ from typing import Any
 from sqlalchemy import inspect, select, text
 
 from core.platform.db.engine import Database
-from core.platform.db.tables import DatasetRow, IdempotencyRow, JobEventRow, JobRow, ModelRow
+from core.platform.db.tables import (
+    DatasetRow,
+    IdempotencyRow,
+    JobEventRow,
+    JobRow,
+    ModelRow,
+    WebhookDeliveryRow,
+)
 from core.platform.storage.base import BlobStore
 
 
@@ -58,12 +65,23 @@ class DatasetFact:
     blobs: dict[str, str | None]
 
 
+@dataclass(frozen=True)
+class NewsFact:
+    """A row of the outbox: an event that the receiver is owed."""
+
+    id: str
+    subject_id: str | None
+    type: str
+    state: str
+    attempt: int
+
+
 @dataclass
 class Evidence:
     """Everything that the oracle looks at.
 
     Attributes:
-        jobs, events, models, datasets, keys: the rows; events by job, in the order of their ids.
+        jobs, events, models, datasets, keys, news: the rows; events by job, in the order of ids.
         blobs: name in the store -> digest of what is there.
         documents: digests of blobs that are JSON objects.
         leftovers: files and folders that nobody should have left.
@@ -78,6 +96,7 @@ class Evidence:
     models: list[ModelFact] = field(default_factory=list)
     datasets: list[DatasetFact] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
+    news: list[NewsFact] = field(default_factory=list)
     blobs: dict[str, str] = field(default_factory=dict)
     documents: set[str] = field(default_factory=set)
     leftovers: list[str] = field(default_factory=list)
@@ -102,6 +121,10 @@ def read_rows(database: Database, evidence: Evidence) -> None:
         evidence.keys = {
             row.key: row.resource_id for row in session.scalars(select(IdempotencyRow))
         }
+        evidence.news = [
+            NewsFact(row.id, row.subject_id, row.type, row.state, row.attempt)
+            for row in session.scalars(select(WebhookDeliveryRow))
+        ]
     evidence.events = dict(events)
 
 

@@ -224,12 +224,19 @@ def _terminate_sessions(targets: Targets, _draw: Draw) -> str:
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         ).fetchone()
-    return f"{ended[0] if ended else 0} sessions"
+    if not ended or not ended[0]:
+        raise NotStruckError
+    return f"{ended[0]} sessions"
 
 
 def _reset(link: str) -> "Strike":
     def strike(targets: Targets, _draw: Draw) -> str:
-        return f"{targets.links[link].reset()} connections"
+        deadline_s = monotonic_s() + _FIND_S
+        while monotonic_s() < deadline_s:
+            if count := targets.links[link].reset():
+                return f"{count} connections"
+            _sleep(0.02)
+        raise NotStruckError
 
     return strike
 

@@ -60,6 +60,7 @@ class Ledger:
         answers: `Idempotency-Key` -> the ids that answers under it named.
         deleted_datasets: ids whose deletion was answered.
         datasets: ids of all datasets that were accepted.
+        heard: id of an event -> of what it told, and what, each time that it came.
         violations: what was seen while the run went on.
         ended: job id -> the terminal state in which it was seen first.
         tell: is given each violation at once.
@@ -69,6 +70,7 @@ class Ledger:
     answers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     datasets: set[str] = field(default_factory=set)
     deleted_datasets: set[str] = field(default_factory=set)
+    heard: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     violations: list[Violation] = field(default_factory=list)
     ended: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -92,6 +94,11 @@ class Ledger:
         with self.lock:
             self.violations.append(violation)
         self.tell(f"VIOLATION {violation}")
+
+    def hear(self, event_id: str, subject_id: str, event_type: str) -> None:
+        """Note an event that came in; it may come more than once."""
+        with self.lock:
+            self.heard[event_id].append((subject_id, event_type))
 
     def see(self, job_id: str, state: str) -> None:
         """Note a state; the caller asks one question after the other, so that none is outdated."""

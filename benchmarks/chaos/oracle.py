@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from benchmarks.chaos.evidence import Evidence, JobFact, ModelFact
+from benchmarks.chaos.evidence import Evidence, JobFact, ModelFact, NewsFact
 from benchmarks.chaos.ledger import Ledger, Promise, Violation
 from core.platform.jobs.states import TERMINAL
 
@@ -23,6 +23,7 @@ def judge(ledger: Ledger, evidence: Evidence) -> list[Violation]:
         _check_files,
         _check_sameness,
         _check_datasets,
+        _check_news,
         _check_store,
         _check_remains,
     ):
@@ -174,6 +175,36 @@ def _check_datasets(ledger: Ledger, evidence: Evidence) -> Iterator[Violation]:
         for part, sha256 in dataset.blobs.items():
             if sha256 not in evidence.blobs:
                 yield Violation("blob_missing", dataset.id, f"{part} {sha256}")
+
+
+def list_untold(evidence: Evidence) -> list[NewsFact]:
+    """Return the events that have not been delivered, and that no failed attempt holds back."""
+    return [
+        event
+        for event in evidence.news
+        if event.state != "delivered" and not (event.state == "pending" and event.attempt > 0)
+    ]
+
+
+def _check_news(ledger: Ledger, evidence: Evidence) -> Iterator[Violation]:
+    """The receiver is owed one event for each end, under one id, and hears it at least once."""
+    owed: dict[str | None, list[NewsFact]] = defaultdict(list)
+    for event in evidence.news:
+        owed[event.subject_id].append(event)
+    for job in evidence.jobs:
+        types = [event.type for event in owed.get(job.id, [])]
+        expected = [f"fine_tuning.job.{job.state}"] if job.state in TERMINAL else []
+        if types != expected:
+            yield Violation("wrong_news", job.id, f"{types} in place of {expected}")
+    known = {event.id: (event.subject_id, event.type) for event in evidence.news}
+    for event_id, heard in ledger.heard.items():
+        if set(heard) != {known.get(event_id)}:
+            yield Violation("wrong_news", event_id, f"told {heard}, and not {known.get(event_id)}")
+    for event in evidence.news:
+        if event.state == "delivered" and event.id not in ledger.heard:
+            yield Violation("news_lost", event.id, "was delivered, and nobody heard it")
+    for event in list_untold(evidence):
+        yield Violation("news_untold", event.id, f"is {event.state} after {event.attempt} attempts")
 
 
 def list_garbage(evidence: Evidence) -> list[str]:

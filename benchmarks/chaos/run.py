@@ -24,8 +24,9 @@ from benchmarks.chaos.evidence import (
 from benchmarks.chaos.faults import list_kinds
 from benchmarks.chaos.injector import Injector
 from benchmarks.chaos.ledger import Ledger, Violation
-from benchmarks.chaos.oracle import count_endings, judge, list_garbage
+from benchmarks.chaos.oracle import count_endings, judge, list_garbage, list_untold
 from benchmarks.chaos.plans import Plan, build_archive
+from benchmarks.chaos.receiver import open_receiver
 from benchmarks.chaos.schedule import draw_faults
 from benchmarks.chaos.stack import MAX_ATTEMPTS, Stack, start_stack, wait_for_no_child
 from core.clock import monotonic_s
@@ -36,7 +37,7 @@ from core.platform.storage.factory import build_store
 _REFERENCE_S = 300.0
 _READY_S = 90.0
 _CHILDREN_S = 30.0
-_COLLECTED_S = 90.0
+_COLLECTED_S = 120.0
 #: An upload whose process was killed is left alone for a minute; then it goes.
 _UPLOAD_AGE_S = 120.0
 
@@ -125,12 +126,13 @@ def run_chaos(options: Options, tell: Callable[[str], None]) -> Result:
         open_backend(
             options.backend, options.store, folder=folder, postgresql_url=options.postgresql_url
         ) as backend,
+        open_receiver(ledger) as receiver_url,
         start_stack(backend, ledger, seed=options.seed) as stack,
     ):
         tell("the service is up")
         run = _Run(options, stack, ledger, result, tell)
         with run.watching():
-            run.prepare()
+            run.prepare(receiver_url)
             injector = run.disturb()
         evidence = run.finish()
         if result.violations:
@@ -176,8 +178,11 @@ class _Run:
             self._over.set()
             watcher.join()
 
-    def prepare(self) -> None:
-        """Upload the pictures and run each plan once, undisturbed.
+    def prepare(self, receiver_url: str) -> None:
+        """Subscribe to events, upload the pictures and run each plan once, undisturbed.
+
+        Args:
+            receiver_url: where events are sent.
 
         Raises:
             UnavailableError: that did not work, or took too long.
@@ -187,6 +192,7 @@ class _Run:
         first = self._build_customer("reference")
         try:
             with self._at_most(_REFERENCE_S):
+                first.subscribe(receiver_url)
                 self._dataset_id = first.upload(build_archive(0))
                 promises = [
                     first.order(plan, dataset_id=self._dataset_id, is_reference=True)
@@ -243,7 +249,7 @@ class _Run:
         evidence.processes += wait_for_no_child(self._stack, timeout_s=_CHILDREN_S)
         missing = wait_until_ready(self._stack.ports, timeout_s=_READY_S)
         evidence.faults += [f"the API on port {port} is not ready" for port in missing]
-        self._wait_for_collector()
+        self._wait_for_workers()
         self._tell("stopping the service")
         self._stack.stop()
         evidence.processes += self._stack.list_survivors()
@@ -255,8 +261,8 @@ class _Run:
         self._result.violations = judge(self._ledger, evidence)
         return evidence
 
-    def _wait_for_collector(self) -> None:
-        """Wait until nothing is left that nobody needs, for as long as that may take."""
+    def _wait_for_workers(self) -> None:
+        """Wait until nothing is left that nobody needs, and every event is told."""
         scratch = self._stack.backend.data_dir / "scratch"
         deadline_s = monotonic_s() + _COLLECTED_S
         while monotonic_s() < deadline_s:
@@ -271,9 +277,9 @@ class _Run:
             # The folders of live workers stay until they are stopped.
             live = [path.name for path in scratch.glob("slots-*")]
             ours = live[: len(self._stack.workers)]
-            if not list_garbage(evidence) and not list_leftovers(
-                self._stack.backend.data_dir, ours=ours
-            ):
+            data_dir = self._stack.backend.data_dir
+            is_clean = not list_garbage(evidence) and not list_leftovers(data_dir, ours=ours)
+            if is_clean and not list_untold(evidence):
                 return
             threading.Event().wait(0.5)
 

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.chaos.evidence import DatasetFact, EventFact, Evidence, JobFact, ModelFact
+from benchmarks.chaos.evidence import (
+    DatasetFact,
+    EventFact,
+    Evidence,
+    JobFact,
+    ModelFact,
+    NewsFact,
+)
 from benchmarks.chaos.ledger import Ledger, Promise
 from benchmarks.chaos.oracle import judge, list_garbage
 
@@ -72,12 +79,18 @@ class Run:
         )
         self.evidence.events[job_id] = lines
         self.evidence.keys[f"key {job_id}"] = job_id
+        news = NewsFact(f"evt_{job_id}", job_id, f"fine_tuning.job.{state}", "delivered", 1)
+        self.evidence.news.append(news)
+        self.ledger.hear(news.id, job_id, news.type)
         if model:
             self.evidence.models.append(model)
 
     def change(self, job_id, **changes):
         jobs = self.evidence.jobs
         jobs[:] = [replace(job, **changes) if job.id == job_id else job for job in jobs]
+
+    def change_news(self, number, **changes):
+        self.evidence.news[number] = replace(self.evidence.news[number], **changes)
 
     def rules(self):
         return {violation.rule for violation in judge(self.ledger, self.evidence)}
@@ -100,7 +113,6 @@ def test_what_was_seen_on_the_way_is_told(run):
 class TestAcceptance:
     def test_lost_job(self, run):
         run.evidence.jobs = [job for job in run.evidence.jobs if job.id != "bad"]
-        run.evidence.keys["key bad"] = "bad"
         assert run.rules() == {"job_lost"}
 
     def test_job_that_no_answer_named(self, run):
@@ -130,7 +142,8 @@ class TestAcceptance:
 class TestEndings:
     def test_job_that_never_ended(self, run):
         run.change("struck", state="queued", model_id=None)
-        assert "job_not_ended" in run.rules()
+        del run.evidence.models[1]
+        assert run.rules() == {"job_not_ended", "garbage", "wrong_news"}
 
     def test_terminal_state_that_was_left(self, run):
         run.ledger.ended["gone"] = "failed"
@@ -282,6 +295,43 @@ class TestDatasets:
     def test_archive_that_is_missing(self, run):
         del run.evidence.blobs[sha("archive")]
         assert run.rules() == {"blob_missing"}
+
+
+class TestNews:
+    def test_end_that_nobody_is_told_of(self, run):
+        del run.ledger.heard[run.evidence.news.pop().id]
+        assert run.rules() == {"wrong_news"}
+
+    def test_end_that_is_told_under_two_ids(self, run):
+        run.evidence.news.append(replace(run.evidence.news[0], id="evt_second"))
+        run.ledger.hear("evt_second", "calm", "fine_tuning.job.succeeded")
+        assert run.rules() == {"wrong_news"}
+
+    def test_another_end_is_told_than_the_job_has(self, run):
+        run.change_news(0, type="fine_tuning.job.failed")
+        assert run.rules() == {"wrong_news"}
+
+    def test_event_that_was_never_written_down(self, run):
+        run.ledger.hear("evt_ghost", "calm", "fine_tuning.job.succeeded")
+        assert run.rules() == {"wrong_news"}
+
+    def test_event_that_comes_twice_under_one_id(self, run):
+        run.ledger.hear("evt_calm", "calm", "fine_tuning.job.succeeded")
+        assert run.rules() == set()
+
+    def test_event_that_is_called_delivered_and_was_not(self, run):
+        del run.ledger.heard["evt_calm"]
+        assert run.rules() == {"news_lost"}
+
+    @pytest.mark.parametrize(("state", "attempt"), [("pending", 0), ("sending", 1), ("failed", 9)])
+    def test_event_that_is_never_told(self, run, state, attempt):
+        run.change_news(0, state=state, attempt=attempt)
+        assert run.rules() == {"news_untold"}
+
+    def test_event_that_waits_for_another_attempt(self, run):
+        run.change_news(0, state="pending", attempt=1)
+        del run.ledger.heard["evt_calm"]
+        assert run.rules() == set()
 
 
 class TestRemains:
