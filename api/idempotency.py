@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from api.deps import ProjectDep
 from api.schemas.fields import IDEMPOTENCY_KEY_PATTERN
 from core.errors import ConflictError, NotFoundError
 from core.platform.db.engine import Database
@@ -27,7 +29,21 @@ class ResourceDeletedError(ConflictError):
 REPLAYED_HEADER = "Idempotent-Replayed"
 
 
+@dataclass(frozen=True)
+class ProjectKey:
+    """An `Idempotency-Key`, and the project within which it means something.
+
+    Attributes:
+        value: what the caller chose.
+        project: the caller's.
+    """
+
+    value: str
+    project: str
+
+
 def _read_key(
+    project: ProjectDep,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -36,11 +52,11 @@ def _read_key(
             "of the request safe.",
         ),
     ] = None,
-) -> str | None:
-    return idempotency_key
+) -> ProjectKey | None:
+    return None if idempotency_key is None else ProjectKey(idempotency_key, project)
 
 
-IdempotencyKey = Annotated[str | None, Depends(_read_key)]
+IdempotencyKey = Annotated[ProjectKey | None, Depends(_read_key)]
 
 
 def digest_request(route: str, content: dict[str, Any]) -> str:
@@ -50,7 +66,7 @@ def digest_request(route: str, content: dict[str, Any]) -> str:
 
 
 def find_created(
-    database: Database, key: str | None, digest: str, load: Callable[[Session, str], Row]
+    database: Database, key: ProjectKey | None, digest: str, load: Callable[[Session, str], Row]
 ) -> Row | None:
     """Return what this request has created before, or None.
 
@@ -61,13 +77,13 @@ def find_created(
     if key is None:
         return None
     with database.read() as session:
-        resource_id = find_resource(session, key, digest)
+        resource_id = find_resource(session, key.value, digest, project=key.project)
         return None if resource_id is None else _load(session, key, resource_id, load)
 
 
 def create_once(
     database: Database,
-    key: str | None,
+    key: ProjectKey | None,
     digest: str,
     *,
     create: Callable[[Session], tuple[str, Row]],
@@ -92,12 +108,12 @@ def create_once(
     try:
         with database.write() as session:
             if key is not None:
-                resource_id = find_resource(session, key, digest)
+                resource_id = find_resource(session, key.value, digest, project=key.project)
                 if resource_id is not None:
                     return _load(session, key, resource_id, load), False
             created_id, row = create(session)
             if key is not None:
-                remember(session, key, digest, created_id)
+                remember(session, key.value, digest, created_id, project=key.project)
             return row, True
     except IntegrityError:
         # On PostgreSQL two requests with one key may both have found nothing; the slower one fails
@@ -108,11 +124,13 @@ def create_once(
         return earlier, False
 
 
-def _load(session: Session, key: str, resource_id: str, load: Callable[[Session, str], Row]) -> Row:
+def _load(
+    session: Session, key: ProjectKey, resource_id: str, load: Callable[[Session, str], Row]
+) -> Row:
     try:
         return load(session, resource_id)
     except NotFoundError as error:
         raise ResourceDeletedError(
-            f"the request with the Idempotency-Key {key!r} created {resource_id}, which has been "
+            f"the request with the Idempotency-Key {key.value!r} created {resource_id}, which has been "
             "deleted since; use a new key to create it again"
         ) from error

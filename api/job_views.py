@@ -12,18 +12,21 @@ from core.platform.jobs.queue import Place, find_places
 from core.platform.jobs.repository import get_datasets_of
 from core.platform.jobs.specs import JobSpec
 from core.platform.jobs.states import HELD
+from core.settings import Settings
 from core.types import JobState
 
 
-def show_job(session: Session, row: JobRow) -> Job:
+def show_job(session: Session, row: JobRow, settings: Settings) -> Job:
     """Show one job."""
-    return build_view(session, [row])(row)
+    return build_view(session, [row], settings)(row)
 
 
-def build_view(session: Session, rows: Sequence[JobRow]) -> Callable[[JobRow], Job]:
+def build_view(
+    session: Session, rows: Sequence[JobRow], settings: Settings
+) -> Callable[[JobRow], Job]:
     """Read all that is shown of these jobs, in few statements; return what shows one of them."""
     datasets = get_datasets_of(session, rows)
-    places = find_places(session, rows)
+    places = find_places(session, rows, max_running_jobs=settings.max_running_jobs)
 
     def show(row: JobRow) -> Job:
         return Job.from_row(

@@ -23,8 +23,9 @@ from core.platform.collection.scratch import remove_abandoned_uploads
 from core.platform.collection.turns import repeat_turn, take_turn
 from core.platform.datasets import repository as datasets
 from core.platform.db.tables import DatasetRow, JobRow
-from core.platform.doorbell import TRAIN_TASK, VALIDATE_TASK
-from core.platform.jobs import repository as jobs
+from core.platform.doorbell import DELIVER_TASK, TRAIN_TASK, VALIDATE_TASK
+from core.platform.jobs import attempts
+from core.platform.webhooks import deliveries
 from core.types import DatasetState, JobState
 from worker.runtime import Runtime
 from worker.workdirs import remove_abandoned, remove_dead_workers
@@ -58,6 +59,8 @@ def sweep(runtime: Runtime) -> SweepResult:
     result = SweepResult()
     with _part(result, "leases"):
         result.counts += _expire_leases(runtime)
+    with _part(result, "webhooks"):
+        result.counts += _resend_webhooks(runtime)
     with _part(result, "scratch"):
         result.counts += _clean_scratch(runtime)
     with _part(result, "rings"):
@@ -91,13 +94,24 @@ def _expire_leases(runtime: Runtime) -> Counter[str]:
     """End the attempts that stopped renewing; what is to be tried again is rung for at once."""
     limit = runtime.settings.max_attempts
     with runtime.database.write() as session:
-        lost_jobs = jobs.expire_attempts(session, max_attempts=limit)
+        lost_jobs = attempts.expire_attempts(session, max_attempts=limit)
         lost_datasets = datasets.expire_attempts(session, max_attempts=limit)
     for row_id in (*lost_jobs, *lost_datasets):
         logger.warning("the lease of %s had run out", row_id)
     for task, lost in ((TRAIN_TASK, lost_jobs), (VALIDATE_TASK, lost_datasets)):
         _ring_times(runtime, task, len(lost))
     return Counter(expired_leases=len(lost_jobs) + len(lost_datasets))
+
+
+def _resend_webhooks(runtime: Runtime) -> Counter[str]:
+    """Send again what dead workers were sending; give up what waits for a closed endpoint."""
+    with runtime.database.write() as session:
+        lost = deliveries.expire_attempts(session)
+        abandoned = deliveries.abandon_waiting(session)
+    if lost:
+        logger.warning("the lease of webhooks %s had run out", ", ".join(lost))
+        runtime.doorbell.ring(DELIVER_TASK)
+    return Counter(webhook_resends=len(lost), webhooks_given_up=abandoned)
 
 
 def _ring(runtime: Runtime) -> Counter[str]:
@@ -113,6 +127,7 @@ def _ring(runtime: Runtime) -> Counter[str]:
         waiting = {
             TRAIN_TASK: session.scalars(queued).one(),
             VALIDATE_TASK: session.scalars(pending).one(),
+            DELIVER_TASK: int(deliveries.has_due(session)),  # one sends to many
         }
     rings: Counter[str] = Counter()
     for task, count in waiting.items():
@@ -158,6 +173,8 @@ def _forget_rows(runtime: Runtime) -> Counter[str]:
             old_sweeps=rows.forget_sweeps(session),
             deleted_models=rows.purge_models(session),
             deleted_datasets=rows.purge_datasets(session),
+            old_webhook_deliveries=rows.forget_webhook_deliveries(session),
+            deleted_webhook_endpoints=rows.purge_webhook_endpoints(session),
         )
 
 

@@ -17,7 +17,7 @@ from core.platform.collection.references import list_model_digests
 from core.platform.datasets import repository as datasets
 from core.platform.db.tables import JobRow, ModelRow
 from core.platform.doorbell import TRAIN_TASK
-from core.platform.jobs import events, repository
+from core.platform.jobs import attempts, claiming, events, repository
 from core.platform.leases import Claim, LeaseLostError
 from core.platform.storage.errors import BlobCorruptError
 from core.types import new_model_id
@@ -38,7 +38,7 @@ def train_next(runtime: Runtime) -> bool:
     settings = runtime.settings
     claimed_s = monotonic_s()
     with runtime.database.write() as session:
-        claim = repository.claim_job(session, owner=runtime.owner, ttl_s=settings.lease_ttl_s)
+        claim = claiming.claim_job(session, owner=runtime.owner, ttl_s=settings.lease_ttl_s)
     if claim is None:
         return False
     logger.info("attempt %d of %s starts", claim.attempt, claim.row_id)
@@ -165,7 +165,7 @@ class TrainingAttempt:
 
     def _renew(self, session: Session, progress: dict[str, Any] | None) -> str:
         ttl_s = self._runtime.settings.lease_ttl_s
-        state = repository.report_progress(session, self._claim, ttl_s=ttl_s, progress=progress)
+        state = attempts.report_progress(session, self._claim, ttl_s=ttl_s, progress=progress)
         if len(self._checkpoints) > 1:
             self._drop_old_checkpoints(session)
         return state
@@ -226,7 +226,7 @@ class TrainingAttempt:
         def write(session: Session) -> None:
             # Not looked for again, as what models and datasets name is: a store that stalls would
             # hold up the lease, and a job whose checkpoint is missing starts over.
-            is_newest = repository.record_checkpoint(
+            is_newest = attempts.record_checkpoint(
                 session, self._claim, sha256=sha256, step=step, starts_over=starts_over
             )
             if is_newest and sha256 not in self._checkpoints:
@@ -280,9 +280,9 @@ class TrainingAttempt:
                 self._end(supervisor, partial(self._publish, model))
             case Ending.FAILED:
                 error = {k: v for k, v in outcome.message.items() if k != "type"}
-                self._end(supervisor, lambda session: repository.fail(session, claim, error))
+                self._end(supervisor, lambda session: attempts.fail(session, claim, error))
             case Ending.STOPPED:
-                self._end(supervisor, lambda session: repository.release(session, claim))
+                self._end(supervisor, lambda session: attempts.release(session, claim))
                 self._runtime.doorbell.ring(TRAIN_TASK)  # for another worker
                 return  # the checkpoints stay: the next attempt goes on from them
             case Ending.CRASHED:
@@ -299,20 +299,20 @@ class TrainingAttempt:
 
     def _publish(self, model: ModelRow, session: Session) -> None:
         ensure_stored(session, self._runtime.store, *list_model_digests(model))
-        repository.publish(session, self._claim, model)
+        attempts.publish(session, self._claim, model)
 
     def _end(self, supervisor: Supervisor, write: Write) -> None:
         """Make the last write; a cancel that came before it is how the job ends instead."""
         supervisor.write_last(write, if_lost=self._finish_cancel)
 
     def _finish_cancel(self, session: Session) -> None:
-        repository.finish_cancel(session, self._claim)
+        attempts.finish_cancel(session, self._claim)
 
     def _build_crash(self, error: dict[str, Any]) -> Write:
         limit = self._runtime.settings.max_attempts
 
         def write(session: Session) -> None:
-            repository.give_up_attempt(session, self._claim, error, max_attempts=limit)
+            attempts.give_up_attempt(session, self._claim, error, max_attempts=limit)
 
         return write
 

@@ -10,10 +10,18 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import DatabaseDep, DoorbellDep, ReferencePath, Services, ServicesDep
+from api.deps import (
+    DatabaseDep,
+    DoorbellDep,
+    ProjectDep,
+    ReferencePath,
+    Services,
+    ServicesDep,
+)
 from api.idempotency import (
     REPLAYED_HEADER,
     IdempotencyKey,
+    ProjectKey,
     create_once,
     digest_request,
     find_created,
@@ -79,6 +87,7 @@ async def create_dataset(
     services: ServicesDep,
     doorbell: DoorbellDep,
     background: BackgroundTasks,
+    project: ProjectDep,
     key: IdempotencyKey,
 ) -> Dataset:
     """Upload an archive as the form field `file`.
@@ -90,7 +99,7 @@ async def create_dataset(
     async with receive_archive(
         request, settings.scratch_dir, max_bytes=settings.max_archive_bytes
     ) as received:
-        row, is_new = await run_in_threadpool(_accept, services, received, key)
+        row, is_new = await run_in_threadpool(_accept, services, project, received, key)
     if is_new:
         # After the commit and after the answer: a broker that hangs delays nobody.
         background.add_task(doorbell.ring, VALIDATE_TASK)
@@ -101,27 +110,33 @@ async def create_dataset(
 
 
 @router.get("", responses=problems(422))
-def list_datasets(database: DatabaseDep, page: PageDep) -> Page[Dataset]:
+def list_datasets(database: DatabaseDep, project: ProjectDep, page: PageDep) -> Page[Dataset]:
     """List datasets, newest first."""
     with database.read() as session:
         rows = repository.list_datasets(
-            session, after=page.after, limit=page.limit + 1, descending=page.descending
+            session,
+            after=page.after,
+            limit=page.limit + 1,
+            descending=page.descending,
+            project=project,
         )
     return page.build_page(rows, Dataset.from_row)
 
 
 @router.get("/{dataset_id}", responses=problems(404))
-def get_dataset(database: DatabaseDep, dataset_id: ReferencePath) -> Dataset:
+def get_dataset(database: DatabaseDep, project: ProjectDep, dataset_id: ReferencePath) -> Dataset:
     """Show one dataset."""
     with database.read() as session:
-        return Dataset.from_row(repository.get_dataset(session, dataset_id))
+        return Dataset.from_row(repository.get_dataset(session, dataset_id, project=project))
 
 
 @router.get("/{dataset_id}/report", responses=problems(404, 409))
-def get_report(database: DatabaseDep, dataset_id: ReferencePath) -> DatasetReport:
+def get_report(
+    database: DatabaseDep, project: ProjectDep, dataset_id: ReferencePath
+) -> DatasetReport:
     """Show everything that validation found: counts, warnings, each bad file and why."""
     with database.read() as session:
-        row = repository.get_dataset(session, dataset_id)
+        row = repository.get_dataset(session, dataset_id, project=project)
     if row.report is None:
         raise repository.ReportMissingError(
             f"dataset {dataset_id} is {row.state} and has no report"
@@ -131,17 +146,17 @@ def get_report(database: DatabaseDep, dataset_id: ReferencePath) -> DatasetRepor
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=problems(404, 409))
-def delete_dataset(database: DatabaseDep, dataset_id: ReferencePath) -> None:
+def delete_dataset(database: DatabaseDep, project: ProjectDep, dataset_id: ReferencePath) -> None:
     """Delete a dataset that no unfinished job uses; its files are freed within some hours.
 
     Jobs that have ended, and their models, stay as they are.
     """
     with database.write() as session:
-        repository.delete_dataset(session, dataset_id)
+        repository.delete_dataset(session, dataset_id, project=project)
 
 
 def _accept(
-    services: Services, received: ReceivedArchive, key: str | None
+    services: Services, project: str, received: ReceivedArchive, key: ProjectKey | None
 ) -> tuple[DatasetRow, bool]:
     """Turn a received archive into a dataset's row; return it and whether it is new.
 
@@ -176,6 +191,7 @@ def _accept(
             archive_sha256=blob.sha256,
             archive_bytes=received.size_bytes,
             archive_name=archive_name,
+            project=project,
         )
         session.refresh(row)
         return row.id, row

@@ -8,7 +8,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseDep, DoorbellDep, ReferencePath, require_json
+from api.deps import (
+    DatabaseDep,
+    DoorbellDep,
+    ProjectDep,
+    ReferencePath,
+    SettingsDep,
+    require_json,
+)
 from api.idempotency import REPLAYED_HEADER, IdempotencyKey, create_once, digest_request
 from api.job_requests.counts import count_frozen, count_steps, count_trainable
 from api.job_requests.resolve import build_slug, resolve
@@ -41,7 +48,7 @@ _EVENT_ID = re.compile(r"evt_([0-9]{1,18})")
     status_code=201,
     response_model=Job | JobEstimate,
     responses={
-        **problems(400, 409, 413, 415, 422),
+        **problems(400, 409, 413, 415, 422, 429),
         200: {"model": JobEstimate, "description": "With `dry_run`: nothing was created."},
     },
     dependencies=[Depends(require_json)],
@@ -50,6 +57,8 @@ def create_job(
     *,
     wanted: JobRequest,
     database: DatabaseDep,
+    settings: SettingsDep,
+    project: ProjectDep,
     doorbell: DoorbellDep,
     background: BackgroundTasks,
     response: Response,
@@ -59,11 +68,11 @@ def create_job(
     """Create a job; it waits for its dataset if that is not validated yet."""
     spec = resolve(wanted)
     if dry_run:
-        return JSONResponse(_estimate(database, wanted, spec).model_dump(mode="json"))
+        return JSONResponse(_estimate(database, project, wanted, spec).model_dump(mode="json"))
     digest = digest_request("POST /v1/fine_tuning/jobs", wanted.model_dump(mode="json"))
 
     def create(session: Session) -> tuple[str, JobRow]:
-        dataset = _find_dataset(session, wanted.dataset_id)
+        dataset = _find_dataset(session, wanted.dataset_id, project)
         _check_size(dataset, spec)
         row = repository.create_job(
             session,
@@ -72,6 +81,8 @@ def create_job(
             spec=spec,
             metadata=dict(wanted.metadata),
             priority=wanted.priority,
+            project=project,
+            max_queued_jobs=settings.max_queued_jobs,
         )
         session.refresh(row)
         return row.id, row
@@ -84,12 +95,15 @@ def create_job(
         response.headers[REPLAYED_HEADER] = "true"
     response.headers["Location"] = f"{router.prefix}/{row.id}"
     with database.read() as session:
-        return show_job(session, repository.get_job(session, row.id))
+        return show_job(session, repository.get_job(session, row.id), settings)
 
 
 @router.get("", responses=problems(422))
 def list_jobs(
+    *,
     database: DatabaseDep,
+    settings: SettingsDep,
+    project: ProjectDep,
     page: PageDep,
     status: Annotated[JobState | None, Query(description="Only jobs that stand there.")] = None,
 ) -> Page[Job]:
@@ -101,23 +115,28 @@ def list_jobs(
             limit=page.limit + 1,
             descending=page.descending,
             state=None if status is None else status.value,
+            project=project,
         )
-        return page.build_page(rows, build_view(session, rows[: page.limit]))
+        return page.build_page(rows, build_view(session, rows[: page.limit], settings))
 
 
 @router.get("/{job_id}", responses=problems(404))
-def get_job(database: DatabaseDep, job_id: ReferencePath) -> Job:
+def get_job(
+    database: DatabaseDep, settings: SettingsDep, project: ProjectDep, job_id: ReferencePath
+) -> Job:
     """Show one job."""
     with database.read() as session:
-        return show_job(session, repository.get_job(session, job_id))
+        return show_job(session, repository.get_job(session, job_id, project=project), settings)
 
 
 @router.get("/{job_id}/events", responses=problems(404, 422))
-def list_events(database: DatabaseDep, job_id: ReferencePath, page: LogPageDep) -> Page[JobEvent]:
+def list_events(
+    database: DatabaseDep, project: ProjectDep, job_id: ReferencePath, page: LogPageDep
+) -> Page[JobEvent]:
     """Read a job's log, oldest first; `after` takes the id of the last event seen."""
     after = _parse_event_id(page.after)
     with database.read() as session:
-        repository.get_job(session, job_id)
+        repository.get_job(session, job_id, project=project)
         rows = events.list_events(
             session, job_id, after=after, limit=page.limit + 1, descending=page.descending
         )
@@ -125,17 +144,21 @@ def list_events(database: DatabaseDep, job_id: ReferencePath, page: LogPageDep) 
 
 
 @router.get("/{job_id}/metrics", responses=problems(404))
-def list_metrics(database: DatabaseDep, job_id: ReferencePath) -> Page[EpochMetrics]:
+def list_metrics(
+    database: DatabaseDep, project: ProjectDep, job_id: ReferencePath
+) -> Page[EpochMetrics]:
     """Read the metrics of every epoch so far."""
     with database.read() as session:
-        repository.get_job(session, job_id)
+        repository.get_job(session, job_id, project=project)
         rows = events.list_epochs(session, job_id)
     return Page[EpochMetrics](data=[EpochMetrics.from_row(row) for row in rows], has_more=False)
 
 
-def _estimate(database: DatabaseDep, wanted: JobRequest, spec: JobSpec) -> JobEstimate:
+def _estimate(
+    database: DatabaseDep, project: str, wanted: JobRequest, spec: JobSpec
+) -> JobEstimate:
     with database.read() as session:
-        dataset = _find_dataset(session, wanted.dataset_id)
+        dataset = _find_dataset(session, wanted.dataset_id, project)
     repository.check_usable(dataset)
     is_ready = dataset.state == DatasetState.READY
     facts = [get_backbone(name) for name in (spec.student, spec.teacher) if name is not None]
@@ -154,9 +177,9 @@ def _estimate(database: DatabaseDep, wanted: JobRequest, spec: JobSpec) -> JobEs
     )
 
 
-def _find_dataset(session: Session, dataset_id: str) -> DatasetRow:
+def _find_dataset(session: Session, dataset_id: str, project: str) -> DatasetRow:
     try:
-        return get_dataset(session, dataset_id)
+        return get_dataset(session, dataset_id, project=project)
     except NotFoundError as error:
         # The route exists; it is the body that names something unknown.
         field = FieldError("/dataset_id", error.message, error.code)

@@ -6,11 +6,10 @@ must hit exactly one row. When a lease expires, the row goes back to its eligibl
 attempt gets a new number, so that whatever the old attempt still writes hits nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform.db.clock import db_now
@@ -46,7 +45,7 @@ def claim_next(
     active: str,
     owner: str,
     ttl_s: float,
-    order: Sequence[SQLColumnExpression[Any]] | None = None,
+    candidate: ScalarSelect[Any] | None = None,
     extra: dict[Any, Any] | None = None,
 ) -> Claim | None:
     """Claim the eligible row that comes first, or return None when there is none.
@@ -58,20 +57,21 @@ def claim_next(
         active: state that the claimed row gets.
         owner: who claims.
         ttl_s: how long the lease lasts without a renewal, seconds.
-        order: which row comes first, None for the oldest; an index on the state and this serves it.
+        candidate: chooses and locks the row that comes first, by its id; None for the oldest.
         extra: further columns to set with the claim.
 
     The inner SELECT locks the row on PostgreSQL and skips rows that others are claiming; SQLite has
     one writer at a time. The outer condition on the state is what makes the claim exclusive.
     """
-    candidate = (
-        select(table.id)
-        .where(table.state == eligible)
-        .order_by(*(order or (table.created_at, table.id)))
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
+    if candidate is None:
+        candidate = (
+            select(table.id)
+            .where(table.state == eligible)
+            .order_by(table.created_at, table.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
     values: dict[Any, Any] = {
         table.state: active,
         table.attempt: table.attempt + 1,

@@ -1,7 +1,7 @@
 """Every change to a dataset's row. Callers bring the transaction; nothing here commits."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -10,10 +10,11 @@ from core.errors import ConflictError, NotFoundError
 from core.platform import leases
 from core.platform.db.clock import db_now
 from core.platform.db.tables import DatasetRow, JobRow
-from core.platform.jobs.repository import promote_waiting
+from core.platform.jobs.promotion import promote_waiting
 from core.platform.jobs.states import TERMINAL
 from core.platform.leases import Claim
-from core.types import DatasetState, new_dataset_id
+from core.platform.webhooks.outbox import tell_dataset_end
+from core.types import DEFAULT_PROJECT, DatasetState, new_dataset_id
 
 _HELD = (DatasetState.VALIDATING.value,)
 _UNFINISHED = (DatasetState.PENDING, DatasetState.VALIDATING)
@@ -50,10 +51,12 @@ def create_dataset(
     archive_bytes: int,
     archive_name: str,
     tolerance: float = 0.0,
+    project: str = DEFAULT_PROJECT,
 ) -> DatasetRow:
     """Accept an archive whose bytes are already in the store."""
     dataset = DatasetRow(
         id=new_dataset_id(),
+        project_id=project,
         name=name,
         seed=seed,
         archive_sha256=archive_sha256,
@@ -66,16 +69,39 @@ def create_dataset(
     return dataset
 
 
-def get_dataset(session: Session, dataset_id: str) -> DatasetRow:
+def get_dataset(session: Session, dataset_id: str, *, project: str | None = None) -> DatasetRow:
     """Return the dataset.
 
+    Args:
+        session: any transaction.
+        dataset_id: which.
+        project: whose it must be; None for a worker, which works for all of them.
+
     Raises:
-        NotFoundError: no such dataset, or it has been deleted.
+        NotFoundError: no such dataset in the project, or it has been deleted.
     """
     dataset = session.get(DatasetRow, dataset_id)
-    if dataset is None or dataset.deleted_at is not None:
+    if not _is_there(dataset, project):
         raise _unknown(dataset_id)
     return dataset
+
+
+def lock_dataset(session: Session, dataset_id: str, *, project: str) -> DatasetRow:
+    """Return the project's dataset as it is now; it stays so until this transaction ends.
+
+    Raises:
+        NotFoundError: no such dataset in the project, or it has been deleted.
+    """
+    dataset = session.get(DatasetRow, dataset_id, with_for_update=True, populate_existing=True)
+    if not _is_there(dataset, project):
+        raise _unknown(dataset_id)
+    return dataset
+
+
+def _is_there(dataset: DatasetRow | None, project: str | None) -> TypeGuard[DatasetRow]:
+    if dataset is None or dataset.deleted_at is not None:
+        return False
+    return project is None or dataset.project_id == project
 
 
 def _unknown(dataset_id: str) -> NotFoundError:
@@ -84,19 +110,17 @@ def _unknown(dataset_id: str) -> NotFoundError:
     )
 
 
-def delete_dataset(session: Session, dataset_id: str) -> None:
+def delete_dataset(session: Session, dataset_id: str, *, project: str = DEFAULT_PROJECT) -> None:
     """Delete a dataset that no job still needs; its files are collected later.
 
     Jobs that have ended and models keep what they know of it. Creating a job locks the row, too: of
     the two, one comes first and the other one finds out.
 
     Raises:
-        NotFoundError: no such dataset, or it has been deleted already.
+        NotFoundError: no such dataset in the project, or it has been deleted already.
         DatasetInUseError: jobs on it have not ended.
     """
-    dataset = session.get(DatasetRow, dataset_id, with_for_update=True, populate_existing=True)
-    if dataset is None or dataset.deleted_at is not None:
-        raise _unknown(dataset_id)
+    dataset = lock_dataset(session, dataset_id, project=project)
     in_use = select(JobRow.id).where(JobRow.dataset_id == dataset_id, JobRow.state.not_in(TERMINAL))
     users = session.scalars(in_use.order_by(JobRow.created_at, JobRow.id)).all()
     if users:
@@ -112,13 +136,20 @@ def delete_dataset(session: Session, dataset_id: str) -> None:
 
 
 def list_datasets(
-    session: Session, *, after: str | None, limit: int, descending: bool = True
+    session: Session,
+    *,
+    after: str | None,
+    limit: int,
+    descending: bool = True,
+    project: str = DEFAULT_PROJECT,
 ) -> list[DatasetRow]:
-    """Return up to `limit` datasets beyond the dataset `after`, newest first by default."""
-    query = select(DatasetRow).where(DatasetRow.deleted_at.is_(None))
+    """Return up to `limit` of a project's datasets beyond `after`, newest first by default."""
+    query = select(DatasetRow).where(
+        DatasetRow.project_id == project, DatasetRow.deleted_at.is_(None)
+    )
     if after is not None:
         anchor = session.get(DatasetRow, after)  # a deleted one still has its place
-        if anchor is None:
+        if anchor is None or anchor.project_id != project:
             raise _unknown(after)
         query = query.where(_beyond(anchor, descending=descending))
     keys = (DatasetRow.created_at, DatasetRow.id)
@@ -185,6 +216,7 @@ def mark_ready(
         **leases.surrender(DatasetRow),
     }
     leases.fenced_update(session, DatasetRow, claim, states=_HELD, values=values)
+    tell_dataset_end(session, claim.row_id)
     promote_waiting(session, claim.row_id, DatasetState.READY)
 
 
@@ -217,6 +249,7 @@ def mark_unusable(
         **leases.surrender(DatasetRow),
     }
     leases.fenced_update(session, DatasetRow, claim, states=_HELD, values=values)
+    tell_dataset_end(session, claim.row_id)
     promote_waiting(session, claim.row_id, state)
 
 
@@ -272,6 +305,7 @@ def _charge_attempt(
         dataset.state = DatasetState.FAILED.value
         dataset.error = {**error, "attempts": dataset.failures}
         dataset.finished_at = session.scalar(select(db_now()))
+        tell_dataset_end(session, dataset.id)
         promote_waiting(session, dataset.id, DatasetState.FAILED)
     else:
         dataset.state = DatasetState.PENDING.value

@@ -1,7 +1,8 @@
 """What users ask of a job that is there: cancel, pause, resume, retry, another priority.
 
 What changes a job locks it before it looks: one that is handed back between the look and the write
-would lose what was asked for. Asking again for what is so already changes nothing.
+would lose what was asked for. Asking again for what is so already changes nothing. A job of another
+project than the given one is not there; None stands for all of them.
 """
 
 from sqlalchemy.orm import Session
@@ -48,14 +49,14 @@ class JobNotWaitingError(ConflictError):
     code = "job_not_waiting"
 
 
-def request_cancel(session: Session, job_id: str) -> JobRow:
+def request_cancel(session: Session, job_id: str, *, project: str | None = None) -> JobRow:
     """Cancel at once a job that nobody works on; ask the supervisor of one that runs.
 
     Raises:
         NotFoundError: no such job.
         JobTerminalError: the job has succeeded or failed.
     """
-    job = lock_job(session, job_id)
+    job = lock_job(session, job_id, project=project)
     state = JobState(job.state)
     if state in (JobState.CANCELLING, JobState.CANCELLED):
         return job
@@ -70,7 +71,7 @@ def request_cancel(session: Session, job_id: str) -> JobRow:
     return job
 
 
-def request_pause(session: Session, job_id: str) -> JobRow:
+def request_pause(session: Session, job_id: str, *, project: str | None = None) -> JobRow:
     """Pause at once a job that nobody works on; ask the supervisor of one that runs.
 
     Raises:
@@ -78,7 +79,7 @@ def request_pause(session: Session, job_id: str) -> JobRow:
         JobTerminalError: the job has ended.
         JobCancellingError: it is about to.
     """
-    job = lock_job(session, job_id)
+    job = lock_job(session, job_id, project=project)
     state = JobState(job.state)
     if state in (JobState.PAUSING, JobState.PAUSED):
         return job
@@ -92,7 +93,7 @@ def request_pause(session: Session, job_id: str) -> JobRow:
     return job
 
 
-def request_resume(session: Session, job_id: str) -> JobRow:
+def request_resume(session: Session, job_id: str, *, project: str | None = None) -> JobRow:
     """Queue a paused job again, or take a pause back that its attempt has not followed yet.
 
     Raises:
@@ -101,7 +102,7 @@ def request_resume(session: Session, job_id: str) -> JobRow:
         JobCancellingError: it is about to.
         DatasetUnusableError: its dataset is invalid or failed.
     """
-    job = lock_job(session, job_id)
+    job = lock_job(session, job_id, project=project)
     match JobState(job.state):
         case JobState.PAUSED:
             # Read after the job was locked: the end of a validation locks paused jobs, too, so that
@@ -119,7 +120,9 @@ def request_resume(session: Session, job_id: str) -> JobRow:
     return job
 
 
-def retry_job(session: Session, job_id: str) -> JobRow:
+def retry_job(
+    session: Session, job_id: str, *, project: str | None = None, max_queued_jobs: int = 0
+) -> JobRow:
     """Create a job that asks for the same as one that failed, and return it.
 
     Only failures: a job that somebody cancelled was ended on purpose, and what it asked for can be
@@ -129,8 +132,9 @@ def retry_job(session: Session, job_id: str) -> JobRow:
         NotFoundError: no such job.
         JobNotFailedError: it has not failed.
         DatasetUnusableError: its dataset is invalid, failed or deleted.
+        TooManyQueuedJobsError: the project has as many jobs waiting as it may.
     """
-    job = get_job(session, job_id)  # not locked: what has failed stays failed
+    job = get_job(session, job_id, project=project)  # not locked: what has failed stays failed
     match JobState(job.state):
         case JobState.FAILED:
             pass
@@ -157,6 +161,10 @@ def retry_job(session: Session, job_id: str) -> JobRow:
             metadata=dict(job.labels),
             priority=job.priority,
             retried_from=job.id,
+            project=job.project_id,
+            memory_bytes=job.memory_bytes,
+            max_seconds=job.max_seconds,
+            max_queued_jobs=max_queued_jobs,
         )
     except NotFoundError as error:
         raise DatasetUnusableError(
@@ -165,7 +173,9 @@ def retry_job(session: Session, job_id: str) -> JobRow:
         ) from error
 
 
-def change_priority(session: Session, job_id: str, priority: int) -> JobRow:
+def change_priority(
+    session: Session, job_id: str, priority: int, *, project: str | None = None
+) -> JobRow:
     """Give a job that waits another priority.
 
     Raises:
@@ -173,7 +183,7 @@ def change_priority(session: Session, job_id: str, priority: int) -> JobRow:
         JobTerminalError: the job has ended.
         JobNotWaitingError: a worker has it.
     """
-    job = lock_job(session, job_id)
+    job = lock_job(session, job_id, project=project)
     if job.state in TERMINAL:
         raise JobTerminalError(f"job {job_id} has already {job.state}; its turn is over")
     if job.state not in WAITING:

@@ -1,26 +1,24 @@
 """The queue as its jobs see it: who is claimed next, and when about.
 
 The database knows of a worker's slot only while a job holds it, and that is enough: while jobs
-wait, slots that could take one are not idle for longer than a poll. So a queue of jobs is laid out
-over the slots that are busy now, each free when its job says that it will be done.
+wait, slots that could take one are not idle for longer than a poll. So the queue is played out over
+the slots that are busy now, each free when its job says that it will be done.
 """
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.platform.db.clock import db_now
-from core.platform.db.tables import JobRow
+from core.platform.db.tables import JobRow, ProjectRow
+from core.platform.jobs.fair_share import ORDER_IN_PROJECT
+from core.platform.jobs.forecast import Busy, Share, play_out
 from core.platform.jobs.states import HELD
 from core.types import JobState
-
-#: Which queued job is claimed first; the index `ix_jobs_queue` has the state and this.
-CLAIM_ORDER = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
 
 _HELD = tuple(state.value for state in HELD)
 #: How many of the newest successes say how long a job usually takes.
@@ -32,7 +30,7 @@ class Place:
     """Where a queued job stands.
 
     Attributes:
-        position: how many queued jobs are claimed before it.
+        position: how many queued jobs, of all projects, are claimed before it.
         starts_at: when it will start about, unix seconds on the database's clock; None when
             nothing is known to tell it from. Never in the past.
     """
@@ -41,54 +39,65 @@ class Place:
     starts_at: float | None
 
 
-def find_places(session: Session, jobs: Sequence[JobRow]) -> dict[str, Place]:
+def find_places(
+    session: Session, jobs: Sequence[JobRow], *, max_running_jobs: int = 0
+) -> dict[str, Place]:
     """Return where the queued ones among these jobs stand, by id.
 
-    Takes four statements for any number of jobs, and none when no job is queued.
-    """
-    queued = [job.id for job in jobs if job.state == JobState.QUEUED]
-    if not queued:
-        return {}
-    position = func.row_number().over(order_by=CLAIM_ORDER) - 1
-    ranked = (
-        select(JobRow.id, position.label("position"))
-        .where(JobRow.state == JobState.QUEUED)
-        .subquery()
-    )
-    wanted = select(ranked.c.id, ranked.c.position).where(ranked.c.id.in_(queued))
-    positions = {job_id: int(place) for job_id, place in session.execute(wanted)}
-    if not positions:
-        return {}
-    starts = _forecast(session, max(positions.values()) + 1)
-    return {job_id: Place(place, starts[place]) for job_id, place in positions.items()}
-
-
-def lay_out(free_in_s: Sequence[float], duration_s: float | None, count: int) -> list[float | None]:
-    """Return in how many seconds each of the first `count` jobs of a queue starts.
-
-    Each job takes the slot that is free first, and keeps it for `duration_s`.
+    Takes five statements for any number of jobs, and none when no job is queued.
 
     Args:
-        free_in_s: in how many seconds each slot is free.
-        duration_s: how long a job takes; None when that is unknown, and with it every start but
-            the first on each slot.
-        count: how many jobs.
+        session: any transaction.
+        jobs: those to tell of; jobs that are not queued have no place.
+        max_running_jobs: limit of the projects that have none of their own; 0 for none.
     """
-    slots = [max(0.0, seconds) for seconds in free_in_s]
-    heapq.heapify(slots)
-    starts: list[float | None] = []
-    while slots and len(starts) < count:
-        start = heapq.heappop(slots)
-        starts.append(start)
-        if duration_s is not None:
-            heapq.heappush(slots, start + duration_s)
-    return starts + [None] * (count - len(starts))
+    wanted = {job.id for job in jobs if job.state == JobState.QUEUED}
+    if not wanted:
+        return {}
+    now_s = session.scalars(select(db_now())).one()
+    slots, duration_s = _list_slots(session, now_s)
+    starts = play_out(
+        _list_queues(session), _list_shares(session, max_running_jobs), slots, duration_s
+    )
+    return {
+        start.job_id: Place(place, None if start.in_s is None else now_s + start.in_s)
+        for place, start in enumerate(starts)
+        if start.job_id in wanted
+    }
+
+
+def _list_queues(session: Session) -> dict[str, list[str]]:
+    queued = select(JobRow.project_id, JobRow.id).where(JobRow.state == JobState.QUEUED)
+    queues: dict[str, list[str]] = {}
+    for project, job_id in session.execute(queued.order_by(*ORDER_IN_PROJECT)):
+        queues.setdefault(project, []).append(job_id)
+    return queues
+
+
+def _list_shares(session: Session, max_running_jobs: int) -> dict[str, Share]:
+    columns = (ProjectRow.id, ProjectRow.weight, ProjectRow.max_running_jobs, ProjectRow.pass_)
+    return {
+        name: Share(weight, max_running_jobs if own_limit is None else own_limit, last)
+        for name, weight, own_limit, last in session.execute(select(*columns))
+    }
+
+
+def _list_slots(session: Session, now_s: float) -> tuple[list[Busy], float | None]:
+    """Return the slots that are busy, and how long a job takes, seconds."""
+    holders = _list_holders(session, now_s)
+    duration_s = _find_typical_duration(session) if holders else None
+    if duration_s is None:
+        # None has succeeded yet: what the running ones expect of themselves.
+        expected = [h.elapsed_s + h.eta_s for h in holders if h.eta_s is not None]
+        duration_s = median(expected) if expected else None
+    return [Busy(h.project, h.free_in_s(duration_s)) for h in holders], duration_s
 
 
 @dataclass(frozen=True)
 class _Holder:
     """A job that a live worker has: how long for, and how long it will take, in seconds."""
 
+    project: str
     is_running: bool
     elapsed_s: float
     eta_s: float | None
@@ -102,31 +111,21 @@ class _Holder:
         return None if duration_s is None else duration_s - self.elapsed_s
 
 
-def _forecast(session: Session, count: int) -> list[float | None]:
-    """Return when each of the first `count` queued jobs starts, unix seconds."""
-    now_s = session.scalars(select(db_now())).one()
-    holders = _list_holders(session, now_s)
-    duration_s = _find_typical_duration(session) if holders else None
-    if duration_s is None:
-        # None has succeeded yet: what the running ones expect of themselves.
-        expected = [h.elapsed_s + h.eta_s for h in holders if h.eta_s is not None]
-        duration_s = median(expected) if expected else None
-    free_in_s = [free for h in holders if (free := h.free_in_s(duration_s)) is not None]
-    waits_s = lay_out(free_in_s, duration_s, count)
-    return [None if wait_s is None else now_s + wait_s for wait_s in waits_s]
-
-
 def _list_holders(session: Session, now_s: float) -> list[_Holder]:
-    live = select(JobRow.state, JobRow.started_at, JobRow.progress).where(
-        JobRow.state.in_(_HELD), JobRow.lease_expires_at >= now_s
+    columns = (JobRow.project_id, JobRow.state, JobRow.started_at, JobRow.progress)
+    live = (
+        select(*columns)
+        .where(JobRow.state.in_(_HELD), JobRow.lease_expires_at >= now_s)
+        .order_by(JobRow.claimed_at, JobRow.id)
     )
     return [
         _Holder(
+            project=project,
             is_running=state == JobState.RUNNING,
             elapsed_s=0.0 if started_at is None else max(0.0, now_s - started_at),
             eta_s=_read_eta(progress),
         )
-        for state, started_at, progress in session.execute(live)
+        for project, state, started_at, progress in session.execute(live)
     ]
 
 

@@ -6,7 +6,7 @@ The one exception is the claim (queued → running), which is a single statement
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform import leases
@@ -14,6 +14,7 @@ from core.platform.db.clock import db_now
 from core.platform.db.tables import JobRow
 from core.platform.jobs.states import HELD, TERMINAL, TRANSITIONS
 from core.platform.leases import Claim
+from core.platform.webhooks.outbox import tell_job_end
 from core.types import JobState
 
 _HELD = tuple(sorted(state.value for state in HELD))
@@ -35,9 +36,12 @@ def enter(session: Session, job: JobRow, target: JobState) -> None:
     job.state = target.value
     if target in TERMINAL:
         job.finished_at = session.scalar(select(db_now()))
-    if target not in HELD:
-        job.lease_owner = job.lease_expires_at = None
+    if origin in HELD and target not in HELD:
+        for column, value in _end_of_attempt().items():
+            setattr(job, column.key, value)
     session.flush()
+    if target in TERMINAL:
+        tell_job_end(session, job.id)
 
 
 def enter_by_attempt(
@@ -62,8 +66,24 @@ def enter_by_attempt(
     if target in TERMINAL:
         changes[JobRow.finished_at] = db_now()
     if target not in HELD:
-        changes.update(leases.surrender(JobRow))
+        changes.update(_end_of_attempt())
     leases.fenced_update(session, JobRow, claim, states=origins, values=changes)
+    if target in TERMINAL:
+        tell_job_end(session, claim.row_id)
+
+
+def _end_of_attempt() -> dict[InstrumentedAttribute[Any], Any]:
+    """Return what every end of an attempt changes: its time counts, its lease is given up.
+
+    A worker that was lost has run until its lease ran out at the most.
+    """
+    now = db_now()
+    ended_at = case((JobRow.lease_expires_at < now, JobRow.lease_expires_at), else_=now)
+    return {
+        JobRow.ran_s: JobRow.ran_s + func.coalesce(ended_at - JobRow.claimed_at, 0.0),
+        JobRow.claimed_at: None,
+        **leases.surrender(JobRow),
+    }
 
 
 def hold(session: Session, claim: Claim) -> JobRow:

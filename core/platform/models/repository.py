@@ -1,4 +1,4 @@
-"""Published models: read and deleted here, written by `core.platform.jobs.repository.publish`.
+"""Published models: read and deleted here, written by `core.platform.jobs.attempts.publish`.
 
 A model is named by its id, by its name (the newest of that name), by `name@alias`, or by
 `name@v3`, its third version. Whatever belongs to another project is not there.

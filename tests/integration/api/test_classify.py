@@ -213,9 +213,9 @@ class TestBadInput:
         assert form.status_code in (400, 422)
         assert field.status_code == 422
 
-    @pytest.mark.parametrize("content_type", ["text/plain", "application/xml", None])
-    def test_another_content_type_is_415(self, rig: Rig, content_type: str | None) -> None:
-        headers = {} if content_type is None else {"content-type": content_type}
+    @pytest.mark.parametrize("content_type", ["text/plain", "application/xml"])
+    def test_another_content_type_is_415(self, rig: Rig, content_type: str) -> None:
+        headers = {"content-type": content_type}
         answer = rig.client.post("/v1/models/animals/classify", content=b"x", headers=headers)
         assert answer.status_code == 415
 

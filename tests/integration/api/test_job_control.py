@@ -8,7 +8,7 @@ from sqlalchemy import event, update
 from core.platform.db.clock import db_now
 from core.platform.db.tables import JobRow
 from core.platform.doorbell import TRAIN_TASK
-from core.platform.jobs import repository
+from core.platform.jobs import attempts, claiming
 from core.platform.leases import Claim
 from core.types import DatasetState
 from tests.integration.api.rig import Rig
@@ -42,14 +42,14 @@ def submit(rig: Rig, dataset_id: str, **changes: Any) -> str:
 
 def claim(rig: Rig) -> Claim:
     with rig.database.write() as session:
-        claimed = repository.claim_job(session, owner="test", ttl_s=60)
+        claimed = claiming.claim_job(session, owner="test", ttl_s=60)
     assert claimed is not None
     return claimed
 
 
 def fail(rig: Rig, claimed: Claim) -> None:
     with rig.database.write() as session:
-        repository.fail(session, claimed, _ERROR)
+        attempts.fail(session, claimed, _ERROR)
 
 
 def post(rig: Rig, job_id: str, action: str, **options: Any) -> tuple[int, dict[str, Any]]:

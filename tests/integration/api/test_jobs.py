@@ -8,7 +8,7 @@ import pytest
 from core.catalog.backbones import list_backbones
 from core.catalog.pairs import PAIRS
 from core.platform.doorbell import TRAIN_TASK
-from core.platform.jobs import events, repository
+from core.platform.jobs import attempts, claiming, events
 from core.types import DatasetState
 from tests.integration.api.rig import Rig
 
@@ -407,9 +407,9 @@ class TestWatch:
             "val_accuracy": 0.5,
         }
         with rig.database.write() as session:
-            claim = repository.claim_job(session, owner="test", ttl_s=60)
+            claim = claiming.claim_job(session, owner="test", ttl_s=60)
             assert claim is not None
-            repository.report_progress(session, claim, ttl_s=60, progress=report)
+            attempts.report_progress(session, claim, ttl_s=60, progress=report)
         job = rig.client.get(f"{_JOBS}/{job_id}").json()
         progress = job["progress"]
         assert (job["status"], job["attempt"]) == ("running", 1)
@@ -474,15 +474,15 @@ class TestCancel:
 
     def test_a_running_job_is_asked_to_stop(self, rig: Rig, job_id: str) -> None:
         with rig.database.write() as session:
-            repository.claim_job(session, owner="test", ttl_s=60)
+            claiming.claim_job(session, owner="test", ttl_s=60)
         answer = rig.client.post(f"{_JOBS}/{job_id}/cancel")
         assert answer.json()["status"] == "cancelling"
 
     def test_a_finished_job_is_409(self, rig: Rig, job_id: str) -> None:
         with rig.database.write() as session:
-            claim = repository.claim_job(session, owner="test", ttl_s=60)
+            claim = claiming.claim_job(session, owner="test", ttl_s=60)
             assert claim is not None
-            repository.fail(session, claim, {"code": "diverged", "message": "loss is not finite"})
+            attempts.fail(session, claim, {"code": "diverged", "message": "loss is not finite"})
         answer = rig.client.post(f"{_JOBS}/{job_id}/cancel")
         assert (answer.status_code, answer.json()["code"]) == (409, "job_terminal")
         assert rig.client.get(f"{_JOBS}/{job_id}").json()["error"]["code"] == "diverged"

@@ -6,7 +6,7 @@ import pytest
 
 from core.catalog.pairs import STARTER_STUDENT
 from core.platform.db.tables import ModelRow
-from core.platform.jobs import repository
+from core.platform.jobs import attempts, claiming
 from core.types import ModelId, new_model_id
 from tests.integration.api.rig import Rig
 
@@ -26,7 +26,7 @@ def publish_model(rig: Rig, *, name: str = "flowers", **columns: object) -> Mode
     assert rig.client.post("/v1/fine_tuning/jobs", json=wanted).status_code == 201
     store = rig.app.state.services.store
     with rig.database.write() as session:
-        claim = repository.claim_job(session, owner="test", ttl_s=60)
+        claim = claiming.claim_job(session, owner="test", ttl_s=60)
         assert claim is not None
         model = ModelRow(
             id=new_model_id(),
@@ -42,7 +42,7 @@ def publish_model(rig: Rig, *, name: str = "flowers", **columns: object) -> Mode
             metrics={"test": {"accuracy": 0.9}},
             **columns,
         )
-        repository.publish(session, claim, model)
+        attempts.publish(session, claim, model)
     return ModelId(model.id)
 
 

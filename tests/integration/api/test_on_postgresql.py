@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.orm import Session
 
-from api.idempotency import create_once
+from api.idempotency import ProjectKey, create_once
 from core.platform.datasets import repository
 from core.platform.db.migrate import upgrade_to_head
 from core.platform.db.tables import DatasetRow
@@ -61,7 +61,13 @@ def test_of_two_creations_in_flight_with_one_key_the_slower_finds_the_faster(rig
 
     def run() -> None:
         outcomes.append(
-            create_once(rig.database, "k", "f" * 64, create=create, load=repository.get_dataset)
+            create_once(
+                rig.database,
+                ProjectKey("k", "default"),
+                "f" * 64,
+                create=create,
+                load=repository.get_dataset,
+            )
         )
 
     threads = [threading.Thread(target=run) for _ in range(2)]

@@ -16,7 +16,8 @@ from sqlalchemy.exc import OperationalError
 from core.platform.db import migrate
 from core.platform.db.engine import Database
 from core.platform.db.migrate import find_revision, head_revision, is_workable, upgrade_to_head
-from core.platform.jobs.repository import claim_job, create_job
+from core.platform.jobs.claiming import claim_job
+from core.platform.jobs.repository import create_job
 from core.types import DatasetId
 from tests.fixtures.postgresql import throwaway_postgresql
 from tests.integration.migrations.previous_release import ENDS, OldProcess

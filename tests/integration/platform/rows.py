@@ -10,7 +10,7 @@ from core.platform.datasets import repository as datasets
 from core.platform.db.clock import db_now
 from core.platform.db.engine import Database
 from core.platform.db.tables import DatasetRow, JobRow, ModelRow
-from core.platform.jobs import control, events
+from core.platform.jobs import attempts, claiming, control, events
 from core.platform.jobs import repository as jobs
 from core.platform.jobs.specs import JobSpec
 from core.platform.leases import Claim
@@ -70,7 +70,7 @@ def add_job(database: Database, dataset_id: DatasetId | None = None, *, priority
 def claim(database: Database, owner: str = "host:1") -> Claim:
     """Claim the queued job that is next."""
     with database.write() as session:
-        claimed = jobs.claim_job(session, owner=owner, ttl_s=TTL_S)
+        claimed = claiming.claim_job(session, owner=owner, ttl_s=TTL_S)
     assert claimed is not None
     return claimed
 
@@ -93,13 +93,13 @@ def add_job_in(database: Database, state: JobState) -> Claim:
         if state in (JobState.PAUSING, JobState.PAUSED):
             control.request_pause(session, job_id)
         if state == JobState.PAUSED:
-            jobs.release(session, claimed)
+            attempts.release(session, claimed)
         if state == JobState.CANCELLED:
-            jobs.finish_cancel(session, claimed)
+            attempts.finish_cancel(session, claimed)
         elif state == JobState.SUCCEEDED:
-            jobs.publish(session, claimed, build_model(session, job_id))
+            attempts.publish(session, claimed, build_model(session, job_id))
         elif state == JobState.FAILED:
-            jobs.fail(session, claimed, CRASH)
+            attempts.fail(session, claimed, CRASH)
     assert job_of(database, job_id).state == state
     return claimed
 
@@ -155,7 +155,7 @@ def build_model(session: Session, job_id: str) -> ModelRow:
 def publish(database: Database, claimed: Claim) -> None:
     """Publish a model for this attempt."""
     with database.write() as session:
-        jobs.publish(session, claimed, build_model(session, claimed.row_id))
+        attempts.publish(session, claimed, build_model(session, claimed.row_id))
 
 
 def let_lease_run_out(
@@ -171,7 +171,7 @@ def let_lease_run_out(
 def expire(database: Database, *, max_attempts: int = 3) -> list[str]:
     """Run the sweep of jobs."""
     with database.write() as session:
-        return jobs.expire_attempts(session, max_attempts=max_attempts)
+        return attempts.expire_attempts(session, max_attempts=max_attempts)
 
 
 def lose(database: Database, claimed: Claim, *, max_attempts: int = 3) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import event
 
 from core.errors import NotFoundError
 from core.platform.db.engine import Database
-from core.platform.jobs import control, events, repository
+from core.platform.jobs import attempts, claiming, control, events
 from core.platform.jobs.control import JobTerminalError
 from core.platform.leases import LeaseLostError
 from core.types import JobState
@@ -70,9 +70,9 @@ def test_the_heartbeat_tells_the_attempt(database: Database) -> None:
     claimed = claim(database)
     cancel(database, claimed.row_id)
     with database.write() as session:
-        assert repository.report_progress(session, claimed, ttl_s=TTL_S) == "cancelling"
+        assert attempts.report_progress(session, claimed, ttl_s=TTL_S) == "cancelling"
     with database.write() as session:
-        repository.finish_cancel(session, claimed)
+        attempts.finish_cancel(session, claimed)
     job = job_of(database, claimed.row_id)
     assert (job.state, job.lease_owner, job.lease_expires_at) == ("cancelled", None, None)
     assert job.finished_at is not None
@@ -87,14 +87,14 @@ def test_a_cancelling_job_whose_worker_died_is_cancelled_not_tried_again(
     assert (job.state, job.failures, job.error) == ("cancelled", 0, None)
     assert job.finished_at is not None
     with database.write() as session:
-        assert repository.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
+        assert claiming.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
 
 
 def test_a_finish_without_a_request_is_refused(database: Database) -> None:
     add_job(database)
     claimed = claim(database)
     with pytest.raises(LeaseLostError), database.write() as session:
-        repository.finish_cancel(session, claimed)
+        attempts.finish_cancel(session, claimed)
     assert job_of(database, claimed.row_id).state == "running"
 
 
@@ -110,9 +110,9 @@ def test_a_cancel_is_not_lost_between_hands(postgresql: Database, hand_back: str
     def end_attempt() -> None:
         with postgresql.write() as session:
             if hand_back == "release":
-                repository.release(session, claimed)
+                attempts.release(session, claimed)
             else:
-                repository.give_up_attempt(session, claimed, CRASH, max_attempts=3)
+                attempts.give_up_attempt(session, claimed, CRASH, max_attempts=3)
 
     with ThreadPoolExecutor(1) as pool:
         endings: list[Future[None]] = []
@@ -151,7 +151,7 @@ def test_a_cancel_and_an_end_that_race_agree(database: Database) -> None:
             barrier.wait()
             try:
                 with database.write() as session:
-                    repository.fail(session, claimed, CRASH)
+                    attempts.fail(session, claimed, CRASH)
                 ended = "failed"
             except LeaseLostError:
                 ended = "cancelling"

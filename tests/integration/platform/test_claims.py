@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
 
 from core.platform.db.engine import Database
 from core.platform.db.tables import JobRow
-from core.platform.jobs import control, events, repository
+from core.platform.jobs import claiming, control, events, repository
 from core.platform.leases import Claim
 from core.types import JobState
 from tests.integration.platform.rows import (
@@ -30,7 +31,7 @@ def claim_all(database: Database, owner: str, start: Callable[[], object]) -> li
     claims = []
     while True:
         with database.write() as session:
-            claimed = repository.claim_job(session, owner=owner, ttl_s=TTL_S)
+            claimed = claiming.claim_job(session, owner=owner, ttl_s=TTL_S)
             left = len(repository.list_jobs(session, after=None, limit=1000, state="queued"))
         if claimed is not None:
             claims.append(claimed)
@@ -86,7 +87,7 @@ class TestClaim:
 
     def test_an_empty_queue_gives_nothing(self, database: Database) -> None:
         with database.write() as session:
-            assert repository.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
+            assert claiming.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
 
     def test_the_oldest_job_comes_first(self, database: Database) -> None:
         dataset_id = add_dataset(database)
@@ -130,7 +131,7 @@ class TestClaim:
 
         def claim_and_die() -> None:
             with database.write() as session:
-                assert repository.claim_job(session, owner="host:1", ttl_s=TTL_S) is not None
+                assert claiming.claim_job(session, owner="host:1", ttl_s=TTL_S) is not None
                 raise RuntimeError("died before the commit")
 
         with pytest.raises(RuntimeError, match="died"):
@@ -151,21 +152,37 @@ class TestClaim:
             def try_claim(barrier: threading.Barrier = barrier) -> Claim | None:
                 barrier.wait()
                 with database.write() as session:
-                    return repository.claim_job(session, owner="host:1", ttl_s=TTL_S)
+                    return claiming.claim_job(session, owner="host:1", ttl_s=TTL_S)
 
             with ThreadPoolExecutor(2) as pool:
-                cancelling, claiming = pool.submit(cancel), pool.submit(try_claim)
-                answer, claimed = cancelling.result(), claiming.result()
+                cancelling, claim_tried = pool.submit(cancel), pool.submit(try_claim)
+                answer, claimed = cancelling.result(), claim_tried.result()
             expected = JobState.CANCELLED if claimed is None else JobState.CANCELLING
             assert answer == job_of(database, job_id).state == expected
 
 
-def test_a_skipped_row_does_not_hide_the_next(postgresql: Database) -> None:
-    """While one worker's claim is not yet committed, another gets the next job without waiting."""
+def test_a_row_that_somebody_changes_does_not_hide_the_next(postgresql: Database) -> None:
+    """While a cancellation is not yet committed, a claim gets the next job without waiting."""
     dataset_id = add_dataset(postgresql)
-    job_ids = {add_job(postgresql, dataset_id), add_job(postgresql, dataset_id)}
+    first, second = add_job(postgresql, dataset_id), add_job(postgresql, dataset_id)
     with postgresql.write() as one, postgresql.write() as other:
-        claims = [
-            repository.claim_job(session, owner="host:1", ttl_s=TTL_S) for session in (one, other)
-        ]
-    assert {c.row_id for c in claims if c is not None} == job_ids
+        control.request_cancel(one, first)
+        claimed = claiming.claim_job(other, owner="host:1", ttl_s=TTL_S)
+    assert claimed is not None
+    assert claimed.row_id == second
+    assert job_of(postgresql, first).state == "cancelled"
+
+
+def test_a_claim_that_stalls_holds_the_others_up_for_seconds_only(
+    postgresql: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims take turns; a process that stops in the middle of one loses its turn."""
+    monkeypatch.setattr(claiming, "_STALLED_CLAIM_MS", 300)
+    job_id = add_job(postgresql)
+    claimed = None
+    with pytest.raises(DBAPIError), postgresql.write() as stalled:
+        assert claiming.claim_job(stalled, owner="host:1", ttl_s=TTL_S) is not None
+        claimed = claim(postgresql, owner="host:2")
+    assert claimed is not None
+    assert claimed.row_id == job_id
+    assert job_of(postgresql, job_id).lease_owner == "host:2"

@@ -15,7 +15,7 @@ from core.platform.datasets import repository as datasets
 from core.platform.db.clock import db_now
 from core.platform.db.engine import Database
 from core.platform.db.tables import DatasetRow, JobRow, ModelRow
-from core.platform.jobs import repository as jobs
+from core.platform.jobs import attempts
 from core.platform.storage.base import Blob
 from core.platform.storage.local import LocalStore
 from core.types import JobState
@@ -358,5 +358,5 @@ def publish_everything(database: Database, store: LocalStore) -> tuple[ModelRow,
                 "png_sha256": None,
             },
         }
-        jobs.publish(session, claimed, model)
+        attempts.publish(session, claimed, model)
     return model, digests

@@ -10,7 +10,7 @@ from sqlalchemy import select
 import core.clock
 from core.platform.db.clock import db_now
 from core.platform.db.engine import Database
-from core.platform.jobs import events, repository
+from core.platform.jobs import attempts, claiming, events
 from core.platform.leases import LeaseLostError
 from tests.integration.platform.rows import (
     CRASH,
@@ -59,13 +59,13 @@ class TestExpiry:
         assert job.error["class"] == "system"
         assert job.finished_at is not None
         with database.write() as session:
-            assert repository.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
+            assert claiming.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
 
     def test_the_checkpoint_survives_the_loss(self, database: Database) -> None:
         job_id = add_job(database)
         claimed = claim(database)
         with database.write() as session:
-            repository.record_checkpoint(session, claimed, sha256="e" * 64, step=7)
+            attempts.record_checkpoint(session, claimed, sha256="e" * 64, step=7)
         lose(database, claimed)
         claim(database)
         job = job_of(database, job_id)
@@ -91,7 +91,7 @@ class TestExpiry:
         claimed = claim(database)
         let_lease_run_out(database, job_id)
         with database.write() as session:
-            assert repository.report_progress(session, claimed, ttl_s=TTL_S) == "running"
+            assert attempts.report_progress(session, claimed, ttl_s=TTL_S) == "running"
         assert expire(database) == []
 
 
@@ -102,7 +102,7 @@ class TestCrash:
             claimed = claim(database)
             assert claimed.attempt == attempt
             with database.write() as session:
-                new = repository.give_up_attempt(session, claimed, CRASH, max_attempts=3)
+                new = attempts.give_up_attempt(session, claimed, CRASH, max_attempts=3)
             job = job_of(database, job_id)
             assert new == job.state == state
             assert (job.failures, job.lease_owner) == (attempt, None)
@@ -113,7 +113,7 @@ class TestCrash:
         lose(database, claim(database))
         claimed = claim(database)
         with database.write() as session:
-            repository.give_up_attempt(session, claimed, CRASH, max_attempts=3)
+            attempts.give_up_attempt(session, claimed, CRASH, max_attempts=3)
         lose(database, claim(database))
         assert job_of(database, job_id).state == "failed"
 
@@ -121,7 +121,7 @@ class TestCrash:
         job_id = add_job(database)
         claimed = claim(database)
         with database.write() as session:
-            repository.fail(session, claimed, CRASH)
+            attempts.fail(session, claimed, CRASH)
         job = job_of(database, job_id)
         assert (job.state, job.error, job.failures) == ("failed", CRASH, 0)
         assert (job.lease_owner, job.lease_expires_at) == (None, None)
@@ -134,7 +134,7 @@ class TestRelease:
             claimed = claim(database)
             assert claimed.attempt == attempt
             with database.write() as session:
-                repository.release(session, claimed)
+                attempts.release(session, claimed)
         job = job_of(database, job_id)
         assert (job.state, job.failures, job.attempt) == ("queued", 0, 5)
         assert (job.lease_owner, job.lease_expires_at) == (None, None)
@@ -143,9 +143,9 @@ class TestRelease:
         add_job(database)
         claimed = claim(database)
         with database.write() as session:
-            repository.release(session, claimed)
+            attempts.release(session, claimed)
         with pytest.raises(LeaseLostError), database.write() as session:
-            repository.report_progress(session, claimed, ttl_s=TTL_S)
+            attempts.report_progress(session, claimed, ttl_s=TTL_S)
 
 
 class TestClock:
@@ -165,7 +165,7 @@ class TestClock:
             assert expire(database) == []
             let_lease_run_out(database, job_id)
             with database.write() as session:
-                repository.report_progress(session, claimed, ttl_s=TTL_S)
+                attempts.report_progress(session, claimed, ttl_s=TTL_S)
             assert expire(database) == []
         after_s = database_time_s(database)
         lease = job_of(database, job_id).lease_expires_at

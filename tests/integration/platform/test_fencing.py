@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.platform.db.engine import Database
 from core.platform.db.tables import JobEventRow, ModelRow
-from core.platform.jobs import control, repository
+from core.platform.jobs import attempts, control
 from core.platform.leases import Claim, LeaseLostError
 from core.types import JobState
 from tests.integration.platform.rows import (
@@ -30,15 +30,15 @@ from tests.integration.platform.rows import (
 Write = Callable[[Session, Claim], Any]
 
 FENCED_WRITES: dict[str, Write] = {
-    "report_progress": lambda s, c: repository.report_progress(
+    "report_progress": lambda s, c: attempts.report_progress(
         s, c, ttl_s=TTL_S, progress={"step": 1}
     ),
-    "record_checkpoint": lambda s, c: repository.record_checkpoint(s, c, sha256="e" * 64, step=1),
-    "publish": lambda s, c: repository.publish(s, c, build_model(s, c.row_id)),
-    "fail": lambda s, c: repository.fail(s, c, CRASH),
-    "release": repository.release,
-    "give_up_attempt": lambda s, c: repository.give_up_attempt(s, c, CRASH, max_attempts=3),
-    "finish_cancel": repository.finish_cancel,
+    "record_checkpoint": lambda s, c: attempts.record_checkpoint(s, c, sha256="e" * 64, step=1),
+    "publish": lambda s, c: attempts.publish(s, c, build_model(s, c.row_id)),
+    "fail": lambda s, c: attempts.fail(s, c, CRASH),
+    "release": attempts.release,
+    "give_up_attempt": lambda s, c: attempts.give_up_attempt(s, c, CRASH, max_attempts=3),
+    "finish_cancel": attempts.finish_cancel,
 }
 
 
@@ -114,7 +114,7 @@ class TestPublish:
         def publish_incomplete(session: Session) -> None:
             model = build_model(session, claimed.row_id)
             model.dataset_id = "ds_none"  # breaks the reference
-            repository.publish(session, claimed, model)
+            attempts.publish(session, claimed, model)
 
         with pytest.raises(IntegrityError), database.write() as session:
             publish_incomplete(session)
@@ -126,7 +126,7 @@ class TestPublish:
         add_job(database)
         claimed = claim(database)
         with database.write() as session:
-            repository.publish(session, claimed, build_model(session, claimed.row_id))
+            attempts.publish(session, claimed, build_model(session, claimed.row_id))
             assert job_of(database, claimed.row_id).state == "running"
             assert models_of(database) == []
         assert len(models_of(database)) == 1
@@ -173,10 +173,10 @@ def test_progress_and_checkpoint_are_kept(database: Database) -> None:
     claimed = claim(database)
     with database.write() as session:
         progress = {"step": 3, "eta_s": 0.1 + 0.2}
-        state = repository.report_progress(session, claimed, ttl_s=TTL_S, progress=progress)
-        repository.record_checkpoint(session, claimed, sha256="e" * 64, step=3)
+        state = attempts.report_progress(session, claimed, ttl_s=TTL_S, progress=progress)
+        attempts.record_checkpoint(session, claimed, sha256="e" * 64, step=3)
     with database.write() as session:
-        repository.report_progress(session, claimed, ttl_s=TTL_S)
+        attempts.report_progress(session, claimed, ttl_s=TTL_S)
     job = job_of(database, claimed.row_id)
     assert state == "running"
     assert job.progress == {"step": 3, "eta_s": 0.1 + 0.2}

@@ -33,7 +33,7 @@ from core.errors import ConflictError
 from core.platform.datasets import repository as datasets
 from core.platform.db.base import Base
 from core.platform.db.engine import Database
-from core.platform.jobs import control, repository
+from core.platform.jobs import attempts, claiming, control, repository
 from core.platform.jobs.control import (
     JobCancellingError,
     JobNotFailedError,
@@ -181,7 +181,7 @@ class Jobs(RuleBasedStateMachine):
             if expected.state == "queued"
         ]
         with self.database.write() as session:
-            claimed = repository.claim_job(session, owner="host:1", ttl_s=TTL_S)
+            claimed = claiming.claim_job(session, owner="host:1", ttl_s=TTL_S)
         if not waiting:
             assert claimed is None
             return multiple()
@@ -197,7 +197,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(claimed=claims)
     def heartbeat(self, claimed: Claim) -> None:
         with self.attempt(claimed, *HELD) as session:
-            state = repository.report_progress(session, claimed, ttl_s=TTL_S)
+            state = attempts.report_progress(session, claimed, ttl_s=TTL_S)
             assert state == self.expected[claimed.row_id].state
 
     @rule(claimed=claims, step=st.integers(0, 5))
@@ -205,7 +205,7 @@ class Jobs(RuleBasedStateMachine):
         job = self.expected[claimed.row_id]
         held = self.holds(claimed, *HELD)
         with self.attempt(claimed, *HELD) as session:
-            is_newest = repository.record_checkpoint(
+            is_newest = attempts.record_checkpoint(
                 session, claimed, sha256=f"{step}" * 64, step=step
             )
             assert is_newest == (job.checkpoint is None or step >= job.checkpoint)
@@ -225,7 +225,7 @@ class Jobs(RuleBasedStateMachine):
     def fail(self, claimed: Claim) -> None:
         held = self.holds(claimed, "running", "pausing")
         with self.attempt(claimed, "running", "pausing") as session:
-            repository.fail(session, claimed, CRASH)
+            attempts.fail(session, claimed, CRASH)
         if held:
             self.expected[claimed.row_id].state = "failed"
 
@@ -233,7 +233,7 @@ class Jobs(RuleBasedStateMachine):
     def crash(self, claimed: Claim) -> None:
         held = self.holds(claimed, "running", "pausing")
         with self.attempt(claimed, "running", "pausing") as session:
-            repository.give_up_attempt(session, claimed, CRASH, max_attempts=MAX_ATTEMPTS)
+            attempts.give_up_attempt(session, claimed, CRASH, max_attempts=MAX_ATTEMPTS)
         if held:
             self.expected[claimed.row_id].charge()
 
@@ -241,7 +241,7 @@ class Jobs(RuleBasedStateMachine):
     def release(self, claimed: Claim) -> None:
         held = self.holds(claimed, "running", "pausing")
         with self.attempt(claimed, "running", "pausing") as session:
-            repository.release(session, claimed)
+            attempts.release(session, claimed)
         if held:
             self.expected[claimed.row_id].hand_back()
 
@@ -249,7 +249,7 @@ class Jobs(RuleBasedStateMachine):
     def stop_trainer(self, claimed: Claim) -> None:
         held = self.holds(claimed, "cancelling")
         with self.attempt(claimed, "cancelling") as session:
-            repository.finish_cancel(session, claimed)
+            attempts.finish_cancel(session, claimed)
         if held:
             self.expected[claimed.row_id].state = "cancelled"
 

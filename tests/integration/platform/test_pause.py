@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from core.errors import NotFoundError
 from core.platform.datasets import repository as datasets
 from core.platform.db.engine import Database
-from core.platform.jobs import control, repository
+from core.platform.jobs import attempts, claiming, control, repository
 from core.platform.jobs.control import JobCancellingError, JobTerminalError
 from core.platform.jobs.repository import DatasetUnusableError
 from core.platform.jobs.transitions import ForbiddenTransitionError, enter
@@ -41,7 +41,7 @@ from tests.integration.platform.rows import (
 
 def release(database: Database, claimed: Claim) -> None:
     with database.write() as session:
-        repository.release(session, claimed)
+        attempts.release(session, claimed)
 
 
 class TestPause:
@@ -97,8 +97,8 @@ class TestPause:
         claimed = claim(database)
         pause(database, job_id)
         with database.write() as session:
-            assert repository.report_progress(session, claimed, ttl_s=TTL_S) == "pausing"
-            repository.record_checkpoint(session, claimed, sha256="e" * 64, step=9)
+            assert attempts.report_progress(session, claimed, ttl_s=TTL_S) == "pausing"
+            attempts.record_checkpoint(session, claimed, sha256="e" * 64, step=9)
         release(database, claimed)
         job = job_of(database, job_id)
         assert (job.state, job.failures, job.checkpoint_step) == ("paused", 0, 9)
@@ -108,7 +108,7 @@ class TestPause:
     def test_nobody_claims_a_paused_job(self, database: Database) -> None:
         add_job_in(database, JobState.PAUSED)
         with database.write() as session:
-            assert repository.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
+            assert claiming.claim_job(session, owner="host:1", ttl_s=TTL_S) is None
 
     def test_a_worker_that_dies_while_pausing_costs_an_attempt_and_leaves_it_paused(
         self, database: Database
@@ -139,7 +139,7 @@ class TestPause:
         with pytest.raises(LeaseLostError):
             release(database, claimed)
         with database.write() as session:
-            repository.finish_cancel(session, claimed)
+            attempts.finish_cancel(session, claimed)
         assert job_of(database, claimed.row_id).state == "cancelled"
 
 
@@ -158,7 +158,7 @@ class TestResume:
         job_id = add_job(database)
         first = claim(database)
         with database.write() as session:
-            repository.record_checkpoint(session, first, sha256="e" * 64, step=9)
+            attempts.record_checkpoint(session, first, sha256="e" * 64, step=9)
         pause(database, job_id)
         release(database, first)
         assert resume(database, job_id) == "queued"
@@ -313,7 +313,7 @@ class TestRaces:
 
             def end(claimed: Claim = claimed) -> str:
                 with database.write() as session:
-                    repository.publish(session, claimed, build_model(session, claimed.row_id))
+                    attempts.publish(session, claimed, build_model(session, claimed.row_id))
                 return "succeeded"
 
             asked, ended = self.race(lambda j=job_id: pause(database, j), end)
@@ -342,7 +342,7 @@ class TestRaces:
 
             def try_claim() -> str:
                 with database.write() as session:
-                    found = repository.claim_job(session, owner="host:1", ttl_s=TTL_S)
+                    found = claiming.claim_job(session, owner="host:1", ttl_s=TTL_S)
                 return "none" if found is None else found.row_id
 
             asked, found = self.race(lambda j=job_id: pause(database, j), try_claim)
@@ -359,7 +359,7 @@ class TestRaces:
             assert cancelled == job_of(database, job_id).state == "cancelling"
             assert paused in ("pausing", "refused")
             with database.write() as session:
-                repository.finish_cancel(session, claimed)
+                attempts.finish_cancel(session, claimed)
 
     def test_cancel_and_the_end_of_a_pause(self, database: Database) -> None:
         for _ in range(self.ROUNDS):
@@ -399,7 +399,7 @@ def test_a_checkpoint_never_goes_back_unless_the_attempt_began_anew(database: Da
 
     def record(step: int, **options: bool) -> bool:
         with database.write() as session:
-            return repository.record_checkpoint(
+            return attempts.record_checkpoint(
                 session, claimed, sha256=f"{step}" * 64, step=step, **options
             )
 

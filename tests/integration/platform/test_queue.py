@@ -9,10 +9,11 @@ from sqlalchemy import event, select, text, update
 from core.platform.db.clock import db_now
 from core.platform.db.engine import Database
 from core.platform.db.tables import JobRow
-from core.platform.jobs import control, repository
+from core.platform.jobs import attempts, claiming, control, repository
 from core.platform.jobs.control import JobNotFailedError, JobNotWaitingError, JobTerminalError
 from core.platform.jobs.queue import Place, find_places
 from core.platform.jobs.repository import DatasetUnusableError
+from core.platform.projects.repository import ensure_project
 from core.types import DatasetState, JobState
 from tests.integration.platform.rows import (
     TTL_S,
@@ -84,7 +85,7 @@ class TestPriority:
         resume(database, high)
         claimed = claim(database)
         with database.write() as session:
-            repository.release(session, claimed)
+            attempts.release(session, claimed)
         assert claim(database).row_id == claimed.row_id == high
         assert job_of(database, low).state == "queued"
 
@@ -126,7 +127,7 @@ class TestPriority:
 
 
 class TestIndex:
-    """The claim reads the one row that it takes, however long the queue and the history are."""
+    """The claim reads each project's first job, however long the queue and the history are."""
 
     def explain(self, database: Database, analyze: str) -> str:
         statements: list[tuple[str, Any]] = []
@@ -137,18 +138,22 @@ class TestIndex:
         with database.write() as session:
             connection = session.connection()
             event.listen(connection, "before_cursor_execute", note)
-            assert repository.claim_job(session, owner="host:1", ttl_s=TTL_S) is not None
+            assert claiming.claim_job(session, owner="host:1", ttl_s=TTL_S) is not None
             event.remove(connection, "before_cursor_execute", note)
-            (claiming,) = [s for s in statements if s[0].lstrip().startswith("UPDATE jobs")]
-            plan = connection.exec_driver_sql(f"{analyze} {claiming[0]}", claiming[1]).all()
+            (claim_made,) = [s for s in statements if s[0].lstrip().startswith("UPDATE jobs")]
+            plan = connection.exec_driver_sql(f"{analyze} {claim_made[0]}", claim_made[1]).all()
             session.rollback()
         return "\n".join(" ".join(map(str, row)) for row in plan)
 
     def fill(self, database: Database) -> None:
         template = columns_of(job_of(database, add_job(database)))
         table = JobRow.__table__
-        names = {attribute: table.c[attribute] for attribute in ("id", "state", "priority")}
+        names = {
+            attribute: table.c[attribute] for attribute in ("id", "state", "priority", "project_id")
+        }
         with database.write() as session:
+            for number in range(10):
+                ensure_project(session, f"p{number}")
             for state, count in (("queued", 300), ("succeeded", 1200)):
                 session.execute(
                     table.insert(),
@@ -161,6 +166,7 @@ class TestIndex:
                             names["id"].key: f"ftjob_{state}_{number:04}",
                             names["state"].key: state,
                             names["priority"].key: number % 7 - 3,
+                            names["project_id"].key: f"p{number % 10}",
                         }
                         for number in range(count)
                     ],
@@ -170,15 +176,18 @@ class TestIndex:
     def test_on_sqlite(self, sqlite: Database) -> None:
         self.fill(sqlite)
         plan = self.explain(sqlite, "EXPLAIN QUERY PLAN")
-        assert "USING COVERING INDEX ix_jobs_queue (state=?)" in plan
-        assert "TEMP B-TREE" not in plan  # nothing is sorted
+        wanted = "USING COVERING INDEX ix_jobs_project_queue (project_id=? AND state=?"
+        assert plan.count(wanted) == 2  # the first in the queue, and how many are running
+        assert "SCAN jobs" not in plan
+        assert plan.count("TEMP B-TREE") == 1  # of the projects, by when they are due
 
     def test_on_postgresql(self, postgresql: Database) -> None:
         self.fill(postgresql)
         plan = self.explain(postgresql, "EXPLAIN")
-        assert "Index Scan using ix_jobs_queue on jobs" in plan
+        assert "Index Scan using ix_jobs_project_queue on jobs" in plan
         assert "LockRows" in plan
-        assert "Sort" not in plan
+        assert "Seq Scan on jobs" not in plan
+        assert plan.count("Sort Key") == 1  # of the projects, by when they are due
 
 
 class TestRetry:
@@ -337,4 +346,4 @@ class TestEstimatedStart:
                 )
                 assert len(find_places(session, jobs)) == len(wanted)
             counts.append(len(statements))
-        assert counts == [4, 4]
+        assert counts == [5, 5]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import ConflictError
 from core.platform.db.engine import Database
-from core.platform.jobs import control, repository
+from core.platform.jobs import attempts, claiming, control, promotion, repository
 from core.platform.jobs.states import TERMINAL, TRANSITIONS
 from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState, JobState
@@ -44,7 +44,7 @@ def sweep(database: Database, claimed: Claim, *, max_attempts: int) -> None:
 
 def promote(session: Session, claimed: Claim, *, state: DatasetState) -> None:
     dataset_id = repository.get_job(session, claimed.row_id).dataset_id
-    repository.promote_waiting(session, dataset_id, state)
+    promotion.promote_waiting(session, dataset_id, state)
 
 
 def resume_unready(session: Session, claimed: Claim) -> None:
@@ -55,17 +55,17 @@ def resume_unready(session: Session, claimed: Claim) -> None:
 
 
 ACTS: dict[str, Act] = {
-    "claim": in_a_write(lambda s, _c: repository.claim_job(s, owner="host:2", ttl_s=TTL_S)),
-    "heartbeat": in_a_write(lambda s, c: repository.report_progress(s, c, ttl_s=TTL_S)),
+    "claim": in_a_write(lambda s, _c: claiming.claim_job(s, owner="host:2", ttl_s=TTL_S)),
+    "heartbeat": in_a_write(lambda s, c: attempts.report_progress(s, c, ttl_s=TTL_S)),
     "checkpoint": in_a_write(
-        lambda s, c: repository.record_checkpoint(s, c, sha256="e" * 64, step=1)
+        lambda s, c: attempts.record_checkpoint(s, c, sha256="e" * 64, step=1)
     ),
-    "publish": in_a_write(lambda s, c: repository.publish(s, c, build_model(s, c.row_id))),
-    "fail": in_a_write(lambda s, c: repository.fail(s, c, CRASH)),
-    "release": in_a_write(repository.release),
-    "crash": in_a_write(lambda s, c: repository.give_up_attempt(s, c, CRASH, max_attempts=3)),
-    "last crash": in_a_write(lambda s, c: repository.give_up_attempt(s, c, CRASH, max_attempts=1)),
-    "finish cancel": in_a_write(repository.finish_cancel),
+    "publish": in_a_write(lambda s, c: attempts.publish(s, c, build_model(s, c.row_id))),
+    "fail": in_a_write(lambda s, c: attempts.fail(s, c, CRASH)),
+    "release": in_a_write(attempts.release),
+    "crash": in_a_write(lambda s, c: attempts.give_up_attempt(s, c, CRASH, max_attempts=3)),
+    "last crash": in_a_write(lambda s, c: attempts.give_up_attempt(s, c, CRASH, max_attempts=1)),
+    "finish cancel": in_a_write(attempts.finish_cancel),
     "ask to cancel": in_a_write(lambda s, c: control.request_cancel(s, c.row_id)),
     "ask to pause": in_a_write(lambda s, c: control.request_pause(s, c.row_id)),
     "ask to resume": in_a_write(lambda s, c: control.request_resume(s, c.row_id)),

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from core.clock import monotonic_s
 from core.errors import StorageFullError
-from core.platform.jobs import repository
+from core.platform.jobs import attempts
 from core.platform.jobs.events import list_events
 from core.platform.storage.base import Blob
 from core.platform.storage.errors import (
@@ -163,7 +163,7 @@ class TestSlowStore:
         renewed = threading.Event()
 
         def renew(session: Session, progress: dict[str, Any] | None) -> str:
-            state = repository.report_progress(session, attempt._claim, ttl_s=60, progress=progress)
+            state = attempts.report_progress(session, attempt._claim, ttl_s=60, progress=progress)
             renewed.set()
             return state
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 import worker.supervisor
 from core.clock import monotonic_s
 from core.platform.db.engine import Database
-from core.platform.jobs import control, events, repository
+from core.platform.jobs import attempts, control, events
 from core.platform.leases import Claim, LeaseLostError
 from tests.integration.platform.rows import TTL_S, add_job, claim, job_of, lose
 from tests.unit.worker.processes import wait_for_death, wait_for_file
@@ -39,7 +39,7 @@ class Rig:
         self.pids: list[int] = []
 
     def renew_for_real(self, session: Session, progress: dict[str, Any] | None) -> str:
-        return repository.report_progress(session, self.claim, ttl_s=TTL_S, progress=progress)
+        return attempts.report_progress(session, self.claim, ttl_s=TTL_S, progress=progress)
 
     def take(self, message: dict[str, Any]) -> list[Write]:
         if message["type"] == "pid":

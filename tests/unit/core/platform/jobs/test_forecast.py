@@ -1,11 +1,22 @@
 """How a queue is laid out over slots, against a simulation that goes second by second."""
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.platform.jobs.queue import lay_out
+from core.platform.jobs.forecast import Busy, Share, play_out
 
 SECONDS = st.integers(0, 40)
+
+
+def lay_out(free_in_s: Sequence[float], duration_s: float | None, count: int) -> list[float | None]:
+    """When each of the first `count` jobs of one project starts."""
+    slots = [Busy("p", seconds) for seconds in free_in_s]
+    queue = [f"job{number}" for number in range(count)]
+    starts = play_out({"p": queue}, {"p": Share(1.0, 0, None)}, slots, duration_s)
+    assert [start.job_id for start in starts] == queue
+    return [start.in_s for start in starts]
 
 
 def simulate(free_in_s: list[int], duration_s: int, count: int) -> list[int]:

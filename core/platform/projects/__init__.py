@@ -1,0 +1,1 @@
+"""Projects (tenants): their shares of the workers, their limits, and the order of claims."""
