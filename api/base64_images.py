@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from core.errors import FieldError, InvalidError, TooLargeError
 
+_LEAST_JSON_BYTES = 16 << 20
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
@@ -20,9 +21,11 @@ class BadBase64Error(InvalidError):
 def json_limit_bytes(max_image_bytes: int) -> int:
     """Return how large a JSON body may be: room for one image of the largest size in base64.
 
-    Many smaller images fit in as well; what does not fit can be sent in binary.
+    Many smaller images fit in as well, or some images as numbers; what does not fit can be sent in
+    binary. Reading JSON holds Python's one lock, and with it every other request, so that it must
+    not be as large as forms may be.
     """
-    return max_image_bytes // 3 * 4 + (64 << 10)
+    return max(_LEAST_JSON_BYTES, max_image_bytes // 3 * 4 + (64 << 10))
 
 
 def decode_images(

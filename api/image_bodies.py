@@ -43,7 +43,8 @@ async def read_images(request: Request, max_image_bytes: int) -> tuple[list[Enco
     media_type = media_type_of(request)
     if media_type == "multipart/form-data":
         return await _read_files(request, max_image_bytes), True
-    if media_type.startswith("image/") or media_type == "application/octet-stream":
+    # No type means bytes (RFC 9110, section 8.3); Hugging Face's client sends none with an image.
+    if media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
         body = await read_body(request, max_image_bytes, what="the image")
         if not body:
             raise InvalidError("the body is empty; send the image's bytes", code="image_missing")

@@ -79,6 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     changes = {
         "IDAT_MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
         "IDAT_INVOCATIONS_MODEL": "animals",
+        "IDAT_INFERENCE_PRECISION": "fp32",
     }
     with (
         run_server(data_dir, **changes) as url,

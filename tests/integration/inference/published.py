@@ -1,4 +1,4 @@
-"""Published models over the starter's real network, for a database and a store of the test's own."""
+"""Published models over the starter's real network, for a test's own database and store."""
 
 import io
 import json

@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parents[3]
 
 @contextmanager
 def run_server(data_dir: Path, **settings: str) -> Iterator[str]:
-    """Run `python -m api` over a data folder until the end of the block; yield its URL."""
+    """Run `python -m api` until the end of the block; yield its URL once it is ready."""
     environment = build_environment(
         {
             "IDAT_DATA_DIR": str(data_dir),
@@ -47,7 +47,7 @@ def run_server(data_dir: Path, **settings: str) -> Iterator[str]:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert url.startswith("http://"), (data_dir / "api.log").read_text()
-        wait_until(lambda: process.poll() is not None or _is_live(url))
+        wait_until(lambda: process.poll() is not None or _is_ready(url))
         assert process.poll() is None, (data_dir / "api.log").read_text()
         yield url
     finally:
@@ -61,8 +61,8 @@ def run_server(data_dir: Path, **settings: str) -> Iterator[str]:
             process.stdout.close()
 
 
-def _is_live(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
     except httpx.TransportError:
         return False

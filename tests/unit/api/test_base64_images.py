@@ -49,6 +49,10 @@ def test_an_image_over_the_limit_is_refused_and_its_place_named() -> None:
         _decode(_TEXT, base64.b64encode(_DATA + b"x").decode())
 
 
-def test_a_json_body_has_room_for_the_largest_image() -> None:
-    largest = len(base64.b64encode(b"x" * 200_000))
-    assert largest < json_limit_bytes(200_000) < 1.5 * largest
+@pytest.mark.parametrize("image_bytes", [1, 32 << 20])
+def test_a_json_body_has_room_for_the_largest_image_and_for_one_as_numbers(
+    image_bytes: int,
+) -> None:
+    largest = len(base64.b64encode(b"x" * image_bytes))
+    numbers = len(str([-2.1179039478302])) * 3 * 384 * 384
+    assert max(largest, numbers) < json_limit_bytes(image_bytes) < 48 << 20
