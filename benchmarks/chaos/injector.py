@@ -13,6 +13,10 @@ from core.clock import monotonic_s
 _AT_ONCE = 2
 #: A process that starts just after such a fault may still meet it.
 _AFTERMATH_S = 5.0
+#: So many faults may strike in a row without a job's end; then one is waited for.
+_PATIENCE = 6
+_LONGEST_WAIT_S = 60.0
+_TICK_S = 0.25
 
 
 @dataclass
@@ -35,22 +39,34 @@ class Injector:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(
-        self, draws: Iterable[Draw], *, faults: int, deadline_s: float, over: threading.Event
+        self,
+        draws: Iterable[Draw],
+        *,
+        faults: int,
+        deadline_s: float,
+        count_ended: Callable[[], int],
+        over: threading.Event,
     ) -> None:
         """Strike until so many faults have struck, the time is up or the run is over.
+
+        On a busy machine faults would outrun the work, and strike the same few jobs for ever: after
+        some faults during which no job has ended, the next one waits for an end.
 
         Args:
             draws: the faults in their order.
             faults: how many.
             deadline_s: monotonic time.
+            count_ended: returns how many jobs have ended.
             over: when set, nothing more is begun.
         """
+        pace = _Pace(count_ended)
         room = threading.Semaphore(_AT_ONCE)
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fault") as pool:
             pending: list[Future[None]] = []
             for draw in draws:
                 if over.wait(draw.gap_s):
                     break
+                pace.wait(self.struck.total(), over)
                 room.acquire()
                 # A fault that is under way may yet miss, and is then made up for.
                 under_way = sum(not each.done() for each in pending)
@@ -92,3 +108,22 @@ class Injector:
             self.struck[draw.kind] += 1
             number = self.struck.total()
         self.tell(f"fault {number}: {draw.kind} ({what})")
+
+
+class _Pace:
+    """Keeps faults from outrunning the work."""
+
+    def __init__(self, count_ended: Callable[[], int]) -> None:
+        self._count_ended = count_ended
+        self._ended = count_ended()
+        self._struck = 0
+
+    def wait(self, struck: int, over: threading.Event) -> None:
+        """Return at once, or after the end of a job when there was none for too many faults."""
+        waited_s = 0.0
+        while self._count_ended() == self._ended and struck - self._struck >= _PATIENCE:
+            if waited_s >= _LONGEST_WAIT_S or over.wait(_TICK_S):
+                break
+            waited_s += _TICK_S
+        if waited_s or self._count_ended() != self._ended:
+            self._ended, self._struck = self._count_ended(), struck

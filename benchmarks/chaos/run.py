@@ -226,6 +226,7 @@ class _Run:
                     draw_faults(kinds, seed=options.seed, mean_gap_s=options.mean_gap_s),
                     faults=options.faults,
                     deadline_s=started_s + options.time_limit_s,
+                    count_ended=self._ended.total,
                     over=self._over,
                 )
                 healed_s = monotonic_s()
