@@ -10,11 +10,13 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 from api import errors
 from api.auth import DOCS_ASSETS, AuthMiddleware
+from api.control_metrics import ControlMetrics
 from api.deps import ReadinessProbe, Services
 from api.gate import InferenceGateMiddleware
 from api.lifecycle import Lifecycle
@@ -29,7 +31,9 @@ from api.routes import (
     jobs,
     maintenance,
     methods,
+    metrics,
     models,
+    projects,
     webhook_endpoints,
 )
 from api.schemas.problems import Problem
@@ -61,6 +65,7 @@ _TAGS = [
     },
     {"name": "mlflow", "description": "MLflow's scoring protocol, for one model."},
     {"name": "webhooks", "description": "Who is told when jobs and datasets are done."},
+    {"name": "projects", "description": "The project of the key that is used."},
     {"name": "maintenance", "description": "What the workers put right and freed."},
     {"name": "health", "description": "For whoever routes traffic here."},
 ]
@@ -105,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.lifecycle = lifecycle
     errors.install(app)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     # For the documentation: `AuthMiddleware` decides, before anything of the request is read.
     documented = [Depends(HTTPBearer(auto_error=False))]
     if "control" in settings.roles:
@@ -117,6 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
             aliases,
             exports,
             webhook_endpoints,
+            projects,
             maintenance,
         ):
             app.include_router(module.router, dependencies=documented)
@@ -154,12 +161,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             doorbell=_build_doorbell(settings),
             inference=await run_in_threadpool(_build_inference, settings, store, database),
         )
+        app.state.metrics = _build_metrics(app.state.services)
         yield
     finally:
         services = getattr(app.state, "services", None)
         if services is not None and services.inference is not None:
             await run_in_threadpool(services.inference.close)
         database.dispose()
+
+
+def _build_metrics(services: Services) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    if "control" in services.settings.roles:
+        registry.register(ControlMetrics(services.database))
+    if services.inference is not None:
+        registry.register(services.inference.metrics.registry)
+    return registry
 
 
 def _build_doorbell(settings: Settings) -> Doorbell:

@@ -131,6 +131,7 @@ class Supervisor:
         limits: Limits,
         is_draining: Callable[[], bool],
         on_message: Callable[[dict[str, Any]], list[Write]],
+        find_failure: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         """Prepare; nothing starts before `run`.
 
@@ -143,6 +144,8 @@ class Supervisor:
             limits: see `Limits`.
             is_draining: whether the worker is shutting down.
             on_message: turns a message of the child into writes, made with the next renewal.
+            find_failure: why the row must fail now, whatever the child is at: its last message, as
+                it were; None while it need not.
         """
         self._module = module
         self._workdir = workdir
@@ -151,6 +154,7 @@ class Supervisor:
         self._limits = limits
         self._is_draining = is_draining
         self._on_message = on_message
+        self._find_failure = find_failure
         self._pending: list[Write] = []
         self._progress: dict[str, Any] | None = None
         self._last_renewal_s = renewed_s
@@ -349,6 +353,9 @@ class Supervisor:
         self._renew_if_due()
         if self._state == _CANCELLING:
             return Outcome(Ending.CANCELLED)
+        failure = self._find_failure() if self._final is None else None
+        if failure is not None:
+            return Outcome(Ending.FAILED, failure)
         now_s = monotonic_s()
         silent_s = now_s - self._last_word_s
         if silent_s > self._limits.progress_timeout_s:

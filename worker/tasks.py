@@ -20,7 +20,7 @@ def train() -> None:
     with hold_slot(runtime.folder, "train", runtime.settings.worker_slots) as slot:
         if slot is None:
             return
-        while not runtime.is_draining and train_next(runtime):
+        while not runtime.is_draining and train_next(runtime, slot):
             runtime.doorbell.ring(DELIVER_TASK)
 
 

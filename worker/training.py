@@ -17,14 +17,16 @@ from core.platform.collection.references import list_model_digests
 from core.platform.datasets import repository as datasets
 from core.platform.db.tables import JobRow, ModelRow
 from core.platform.doorbell import TRAIN_TASK
-from core.platform.jobs import attempts, claiming, events, repository
+from core.platform.jobs import attempts, events, repository
 from core.platform.leases import Claim, LeaseLostError
 from core.platform.storage.errors import BlobCorruptError
 from core.types import new_model_id
+from worker.claims import claim_next_job
 from worker.faults import describe_fault
 from worker.runtime import Runtime
 from worker.side_work import SideWork
 from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Supervisor, Write
+from worker.time_limit import find_time_limit
 from worker.workdirs import hold_workdir
 
 logger = logging.getLogger(__name__)
@@ -33,19 +35,25 @@ logger = logging.getLogger(__name__)
 _DELETE_S = 5.0
 
 
-def train_next(runtime: Runtime) -> bool:
-    """Claim one queued job and see this attempt to its end; return False when none is waiting."""
-    settings = runtime.settings
+def train_next(runtime: Runtime, slot: int) -> bool:
+    """Claim one queued job and see this attempt to its end.
+
+    Args:
+        runtime: this process's runtime.
+        slot: the slot that this process holds.
+
+    Returns:
+        False when no job waits that may start here now.
+    """
     claimed_s = monotonic_s()
-    with runtime.database.write() as session:
-        claim = claiming.claim_job(session, owner=runtime.owner, ttl_s=settings.lease_ttl_s)
-    if claim is None:
-        return False
-    logger.info("attempt %d of %s starts", claim.attempt, claim.row_id)
-    try:
-        TrainingAttempt(runtime, claim, claimed_s=claimed_s).run()
-    except LeaseLostError as error:
-        logger.warning("%s", error)
+    with claim_next_job(runtime, slot) as claim:
+        if claim is None:
+            return False
+        logger.info("attempt %d of %s starts", claim.attempt, claim.row_id)
+        try:
+            TrainingAttempt(runtime, claim, claimed_s=claimed_s).run()
+        except LeaseLostError as error:
+            logger.warning("%s", error)
     return True
 
 
@@ -88,6 +96,7 @@ class TrainingAttempt:
                 limits=Limits.from_settings(settings),
                 is_draining=lambda: self._runtime.is_draining,
                 on_message=self._on_message,
+                find_failure=self._find_overrun,
             )
             try:
                 try:
@@ -137,6 +146,13 @@ class TrainingAttempt:
             "max_image_bytes": settings.max_image_bytes,
             "max_image_pixels": settings.max_image_pixels,
         }
+
+    def _find_overrun(self) -> dict[str, Any] | None:
+        """Return the error of a job that has run for too long; None as long as it may go on."""
+        if self._job is None:
+            return None  # not read yet
+        limit = find_time_limit(self._job, self._runtime.settings)
+        return None if limit is None else limit.find_overrun(monotonic_s() - self._claimed_s)
 
     def _get_job(self) -> JobRow:
         """Return the job as it was when this attempt began.
@@ -324,6 +340,7 @@ class TrainingAttempt:
         job = self._get_job()
         return ModelRow(
             id=new_model_id(),
+            project_id=job.project_id,
             name=job.name,
             job_id=job.id,
             dataset_id=job.dataset_id,

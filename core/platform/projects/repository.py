@@ -17,6 +17,7 @@ from core.types import PROJECT_PATTERN, JobState
 DEFAULT_WEIGHT = 1.0
 #: A weight beyond these would be a limit in disguise.
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
+MAX_LIMIT = 1_000_000
 
 _HELD = tuple(sorted(state.value for state in HELD))
 _QUEUED = JobState.QUEUED.value
@@ -92,8 +93,8 @@ def change_project(session: Session, name: str, changes: dict[str, float | int |
     weight, limit = changes.get("weight", DEFAULT_WEIGHT), changes.get("max_running_jobs")
     if weight is None or not MIN_WEIGHT <= weight <= MAX_WEIGHT:
         raise InvalidError(f"a weight is {MIN_WEIGHT} to {MAX_WEIGHT:.0f}, not {weight}")
-    if limit is not None and limit < 0:
-        raise InvalidError(f"a limit is 0, for none, or more, not {limit}")
+    if limit is not None and not 0 <= limit <= MAX_LIMIT:
+        raise InvalidError(f"a limit is 0, for none, to {MAX_LIMIT}, not {limit}")
     ensure_project(session, name)
     project = session.get_one(ProjectRow, name, with_for_update=True, populate_existing=True)
     for attribute, value in changes.items():

@@ -139,6 +139,7 @@ def build_model(session: Session, job_id: str) -> ModelRow:
     job = jobs.get_job(session, job_id)
     return ModelRow(
         id=new_model_id(),
+        project_id=job.project_id,
         name=job.name,
         job_id=job_id,
         dataset_id=job.dataset_id,

@@ -179,10 +179,9 @@ def test_a_claim_that_stalls_holds_the_others_up_for_seconds_only(
     """Claims take turns; a process that stops in the middle of one loses its turn."""
     monkeypatch.setattr(claiming, "_STALLED_CLAIM_MS", 300)
     job_id = add_job(postgresql)
-    claimed = None
-    with pytest.raises(DBAPIError), postgresql.write() as stalled:
-        assert claiming.claim_job(stalled, owner="host:1", ttl_s=TTL_S) is not None
-        claimed = claim(postgresql, owner="host:2")
-    assert claimed is not None
-    assert claimed.row_id == job_id
+    stalled = postgresql.write()
+    assert claiming.claim_job(stalled.__enter__(), owner="host:1", ttl_s=TTL_S) is not None
+    assert claim(postgresql, owner="host:2").row_id == job_id
+    with pytest.raises(DBAPIError):
+        stalled.__exit__(None, None, None)
     assert job_of(postgresql, job_id).lease_owner == "host:2"
