@@ -134,10 +134,6 @@ class InferenceEngine:
         if lane is not None:
             lane.admission.check(project)
 
-    def count_rejection(self, error: Exception) -> None:
-        """Count a request that was refused before it came here."""
-        self.metrics.count_rejection(error)
-
     async def resolve(self, project: str, reference: str) -> ServedModel:
         """Return the model that an id, a name or `name@alias` means to a project.
 
@@ -347,7 +343,12 @@ class InferenceEngine:
         image: EncodedImage = ticket.source
         max_pixels = self._settings.max_image_pixels
         try:
-            return preprocess(image.data, ticket.resident.image_px, max_pixels=max_pixels)
+            return preprocess(
+                image.data,
+                ticket.resident.image_px,
+                max_pixels=max_pixels,
+                version=ticket.resident.preprocess_version,
+            )
         except ImageError as error:
             message = f"{image.name}: {error.message}"
             field = FieldError(f"/{ticket.index}", message, error.code)

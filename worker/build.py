@@ -53,6 +53,7 @@ class Training:
         teacher: likewise; None for plain adapter-tuning.
         data: the images in memory.
         classes: class names in the order of the labels.
+        preprocess_version: of the preprocessing that made the images.
         device: where to train.
         made_caches: what other jobs on this dataset can use.
     """
@@ -62,6 +63,7 @@ class Training:
     teacher: LoadedBackbone | None
     data: ResidentData
     classes: tuple[str, ...]
+    preprocess_version: int
     device: torch.device
     made_caches: tuple[MadeCache, ...]
 
@@ -109,6 +111,7 @@ def build_training(
         teacher=teacher,
         data=data,
         classes=manifest.classes,
+        preprocess_version=manifest.preprocess_version,
         device=device,
         made_caches=tuple(made),
     )

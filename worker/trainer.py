@@ -167,6 +167,7 @@ def _export(
         teacher=None
         if teacher is None
         else {"name": teacher.name, "weights_sha256": teacher.weights_sha256},
+        preprocess_version=training.preprocess_version,
     )
     (out / "README.md").write_text(build_card(request["name"], bundle.config))
     return metrics

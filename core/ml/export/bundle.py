@@ -25,6 +25,8 @@ from core.ml.adapters.adapted import AdaptedModel, check_adapter_state, check_fi
 from core.ml.adapters.base import AdapterSpec
 from core.ml.adapters.shapes import adapter_shapes
 from core.ml.backbones.load import LoadedBackbone, WeightsMismatchError
+from core.ml.data.preprocess import PREPROCESS_VERSION
+from core.ml.data.resize import VERSIONS
 from core.ml.export.certificate import (
     CERTIFICATE_KEY,
     Certificate,
@@ -61,6 +63,7 @@ class BundleBackbone:
         std: per-channel standard deviation.
         num_features: width of the pooled features.
         block_widths: width of the residual stream in every block.
+        preprocess_version: of the preprocessing that made the pixels it was trained on.
     """
 
     name: str
@@ -70,6 +73,7 @@ class BundleBackbone:
     std: tuple[float, float, float]
     num_features: int
     block_widths: tuple[int, ...]
+    preprocess_version: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +115,7 @@ def save_bundle(
     metrics: Mapping[str, Any],
     versions: Mapping[str, str],
     teacher: Mapping[str, Any] | None = None,
+    preprocess_version: int = PREPROCESS_VERSION,
 ) -> Bundle:
     """Write a trained student and return what `load_bundle` would.
 
@@ -123,6 +128,7 @@ def save_bundle(
             writes the same bytes.
         versions: of the libraries that trained it.
         teacher: name and weights SHA-256 of the teacher's backbone; None without one.
+        preprocess_version: of the preprocessing that made the pixels it was trained on.
 
     Raises:
         InvalidBundleError: there are not as many class names as logits.
@@ -157,6 +163,7 @@ def save_bundle(
             "std": list(backbone.std),
             "interpolation": "bicubic",
             "resize": "direct",
+            "version": preprocess_version,
         },
         "recipe": dict(recipe),
         "metrics": dict(metrics),
@@ -280,7 +287,14 @@ def _read_backbone(fields: Mapping[str, Any]) -> BundleBackbone:
         std=(red_std, green_std, blue_std),
         num_features=int(network["num_features"]),
         block_widths=tuple(int(width) for width in network["block_widths"]),
+        # The first release knew one way and did not name it.
+        preprocess_version=int(preprocessing.get("version", 1)),
     )
+    if backbone.preprocess_version not in VERSIONS:
+        raise InvalidBundleError(
+            f"the model was trained on images of preprocessing {backbone.preprocess_version}, "
+            f"which this version of the service does not know: run a newer one"
+        )
     facts = find_backbone(backbone.name)
     if facts is not None and (facts.block_widths, facts.num_features, facts.image_px) != (
         backbone.block_widths,

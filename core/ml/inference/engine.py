@@ -21,6 +21,7 @@ from core.errors import InvalidError
 from core.ml.adapters.adapted import check_adapter_state
 from core.ml.adapters.registry import ADAPTER_METHODS
 from core.ml.backbones.load import LoadedBackbone, load_backbone
+from core.ml.data.preprocess import PREPROCESS_VERSION
 from core.ml.export.bundle import Bundle, check_weights, restore_model
 from core.ml.inference.bank import Bank, find_bucket
 from core.ml.inference.heads import NO_HEAD, HeadSlot
@@ -42,6 +43,7 @@ class Resident:
         batch_key: models with equal ones can be mixed in one forward.
         backbone: timm name.
         image_px: side of its images.
+        preprocess_version: of the preprocessing that its images go through.
         classes: names, in the order of the logits; empty for a bare backbone.
         num_features: width of the pooled features.
         size_bytes: what evicting it frees.
@@ -51,6 +53,7 @@ class Resident:
     batch_key: Hashable
     backbone: str
     image_px: int
+    preprocess_version: int
     classes: tuple[str, ...]
     num_features: int
     size_bytes: int
@@ -118,6 +121,12 @@ class Engine:
         """Return the names of the resident backbones."""
         with self._lock:
             return list(self._hosts)
+
+    def bank_bytes(self, backbone: str) -> int:
+        """Return the bytes that adapters and heads on a resident backbone take, free slots too."""
+        with self._lock:
+            host = self._hosts[backbone]
+        return sum(host.bank_sizes().values()) + host.heads.size_bytes
 
     def admit(self, bundle: Bundle) -> Resident:
         """Make a model ready, its backbone too if need be.
@@ -233,6 +242,7 @@ class Engine:
             batch_key=(backbone.name, AdapterKind.LINEAR_PROBE.value, 0),
             backbone=backbone.name,
             image_px=backbone.image_px,
+            preprocess_version=PREPROCESS_VERSION,
             classes=(),
             num_features=backbone.num_features,
             size_bytes=0,
@@ -261,6 +271,7 @@ class Engine:
             batch_key=batch_key,
             backbone=name,
             image_px=bundle.backbone.image_px,
+            preprocess_version=bundle.backbone.preprocess_version,
             classes=bundle.classes,
             num_features=host.backbone.num_features,
             size_bytes=size_bytes + head.size_bytes,

@@ -10,6 +10,7 @@ from core.catalog.methods import AdapterKind
 from core.errors import TooLargeError
 from core.ml.adapters.adapted import AdaptedModel, AdapterStateError
 from core.ml.adapters.base import AdapterSpec
+from core.ml.data.preprocess import PREPROCESS_VERSION
 from core.ml.export import bundle as bundle_module
 from core.ml.export.bundle import InvalidBundleError, load_bundle, save_bundle
 from core.ml.export.card import build_card
@@ -47,6 +48,18 @@ class TestRoundTrip:
             assert torch.equal(bundle.state[name], tensor)
         assert bundle.config["recipe"]["seed"] == 7
         assert bundle.config["metrics"]["test"]["accuracy"] == 0.9375
+
+    def test_names_the_preprocessing_that_the_images_went_through(self, tmp_path, model):
+        assert write(tmp_path / "now", model).backbone.preprocess_version == PREPROCESS_VERSION
+        write(tmp_path, model, preprocess_version=1)
+        assert load_bundle(tmp_path).backbone.preprocess_version == 1
+
+    def test_a_bundle_of_the_first_release_went_through_the_first(self, tmp_path, model):
+        write(tmp_path, model)
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["preprocessing"]["version"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert load_bundle(tmp_path).backbone.preprocess_version == 1
 
     def test_same_bytes_every_time(self, tmp_path, model):
         for folder in ("a", "b"):
@@ -97,6 +110,7 @@ class TestRefusals:
             (lambda c: c["adapter"].update(kind="magic"), "malformed.*magic"),
             (lambda c: c["adapter"].update(hidden_dim="many"), "malformed"),
             (lambda c: c["preprocessing"].update(mean=[0.5]), "malformed"),
+            (lambda c: c["preprocessing"].update(version=99), "preprocessing 99"),
             (lambda c: c["backbone"].update(block_widths=7), "malformed"),
             (
                 lambda c: c["backbone"].update(name="vit_starter_student_patch8_64"),
