@@ -74,6 +74,7 @@ class Stack:
                 "IDAT_POLL_INTERVAL_S": "0.3",
                 "IDAT_SWEEP_INTERVAL_S": "1",
                 "IDAT_CHECKPOINT_INTERVAL_S": "0.5",
+                "IDAT_WEBHOOK_ALLOWED_HOSTS": "127.0.0.1",
                 "OMP_WAIT_POLICY": "PASSIVE",
             }
         )
