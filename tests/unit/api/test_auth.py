@@ -61,11 +61,25 @@ class TestKeys:
     def test_loopback_needs_the_key_too_once_there_is_one(self) -> None:
         assert _call({"Host": "127.0.0.1"}, **_KEYS)[0] == 401
 
-    @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/healthz",
+            "/readyz",
+            "/docs",
+            "/openapi.json",
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/ping",
+            "/health",
+        ],
+    )
     def test_the_open_paths_are_open(self, path: str) -> None:
         assert _call({}, path=path, **_KEYS)[0] == 200
 
-    @pytest.mark.parametrize("path", ["/", "/healthz/", "/v1/unknown", "//healthz"])
+    @pytest.mark.parametrize(
+        "path", ["/", "/healthz/", "/v1/unknown", "//healthz", "/v2", "/v2/health", "/invocations"]
+    )
     def test_every_other_path_is_closed(self, path: str) -> None:
         assert _call({}, path=path, **_KEYS)[0] == 401
 
