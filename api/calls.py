@@ -34,6 +34,7 @@ class Predictions:
         decode_ms: until the last image was decoded and resized.
         queue_ms: longest wait of an image between that and the network.
         forward_ms: longest time of a batch in the network.
+        precision: number format of the network, `fp32` or `bf16`.
     """
 
     model_id: str
@@ -43,6 +44,7 @@ class Predictions:
     decode_ms: float
     queue_ms: float
     forward_ms: float
+    precision: str = "fp32"
 
 
 class Call:
@@ -52,22 +54,30 @@ class Call:
         model_id: for the answer.
         classes: likewise.
         images: how many tickets there will be.
+        precision: for the answer.
         retire: called once, when no thread has anything of this call any more.
     """
 
     __slots__ = (
         "_classes", "_decoded_s", "_forward_s", "_future", "_images", "_model_id", "_outputs",
-        "_queue_s", "_retire", "_retired", "_started_s", "is_over", "loop",
+        "_precision", "_queue_s", "_retire", "_retired", "_started_s", "is_over", "loop",
     )  # fmt: skip
 
     def __init__(
-        self, model_id: str, classes: tuple[str, ...], images: int, retire: Callable[[], None]
+        self,
+        model_id: str,
+        classes: tuple[str, ...],
+        images: int,
+        *,
+        precision: str,
+        retire: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_over = False
         self._model_id = model_id
         self._classes = classes
         self._images = images
+        self._precision = precision
         self._retire = retire
         self._retired = 0
         self._outputs: list[Any] = [None] * images
@@ -146,6 +156,7 @@ class Call:
                 decode_ms=max(0.0, self._decoded_s - self._started_s) * 1000,
                 queue_ms=self._queue_s * 1000,
                 forward_ms=self._forward_s * 1000,
+                precision=self._precision,
             )
         )
 

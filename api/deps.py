@@ -6,6 +6,7 @@ from typing import Annotated, Protocol, cast
 from fastapi import Depends, Path, Request
 
 from api.errors import wrong_type
+from api.metrics import ServingMetrics
 from api.schemas.fields import ALIAS_PATTERN, MODEL_REFERENCE_PATTERN, SLUG_PATTERN
 from core.platform.db.engine import Database
 from core.platform.doorbell import Doorbell
@@ -16,14 +17,15 @@ from core.settings import Settings
 class ReadinessProbe(Protocol):
     """The inference engine as readiness sees it; the rest of it is known to `api.inference`."""
 
+    @property
+    def metrics(self) -> ServingMetrics:
+        """What it counts."""
+
     def find_fault(self) -> str | None:
         """Return why no image can be classified now, or None."""
 
     def check_admission(self, project: str, reference: str | None) -> None:
         """Raise what a request for the model with this reference would end with anyhow."""
-
-    def count_rejection(self, error: Exception) -> None:
-        """Count a request that was refused before it came to the engine."""
 
     def close(self) -> None:
         """End the threads."""

@@ -45,7 +45,13 @@ class MalformedError(AppError):
     code = "malformed_request"
 
 
-class ForbiddenOriginError(AppError):
+class ForbiddenError(AppError):
+    """The caller is known, and may not do this."""
+
+    code = "forbidden"
+
+
+class ForbiddenOriginError(ForbiddenError):
     """A page of another site sent the request through the user's browser."""
 
     code = "forbidden_origin"
@@ -55,7 +61,7 @@ class ForbiddenOriginError(AppError):
 _STATUS: dict[type[AppError], int] = {
     MalformedError: 400,
     UnauthorizedError: 401,
-    ForbiddenOriginError: 403,
+    ForbiddenError: 403,
     NotFoundError: 404,
     ConflictError: 409,
     PreconditionFailedError: 412,

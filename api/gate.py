@@ -65,7 +65,7 @@ class InferenceGateMiddleware:
         except AppError as error:
             engine = scope["app"].state.services.inference
             if engine is not None:
-                engine.count_rejection(error)
+                engine.metrics.count_rejection(error)
             response = problem_of(scope["state"]["request_id"], error)
             if isinstance(error, DrainingError):
                 response.headers["Connection"] = "close"

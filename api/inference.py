@@ -24,6 +24,7 @@ from api.lanes import Lane, Lanes
 from api.metrics import ServingMetrics
 from api.onnx_files import OnnxFiles
 from api.resolution import ModelResolver, ServedModel
+from api.shadows import SHADOW_PROJECT, Shadows
 from api.timeouts import read_timeout_s
 from api.warm_up import WarmUp
 from core.clock import monotonic_s
@@ -84,7 +85,7 @@ class InferenceEngine:
             weights_dir=settings.weights_dir,
             max_batch=settings.inference_max_batch,
         )
-        self.metrics = ServingMetrics()
+        self.metrics = ServingMetrics(precision=self.precision)
         self._resolver = ModelResolver(database)
         self.residency: Residency[ServedModel] = Residency(
             lambda model: make_resident(self._engine, self._store, model),
@@ -99,6 +100,7 @@ class InferenceEngine:
             weight_of=self._resolver.weight_of,
         )
         self.lanes = Lanes(self._build_lane)
+        self._shadows = Shadows(database, predict=self._predict_shadow, is_idle=self._is_idle)
         self._merging = CapacityLimiter(1)
         #: models as ONNX files
         self.onnx_files = OnnxFiles(
@@ -193,7 +195,8 @@ class InferenceEngine:
                     model.id,
                     model.classes,
                     count,
-                    lambda: self._retire(lane, model, project, count),
+                    precision=self.precision,
+                    retire=lambda: self._retire(lane, model, project, count),
                 )
                 tickets = self._build_tickets(call, resident, images, project, due_s)
             except BaseException:
@@ -209,6 +212,8 @@ class InferenceEngine:
             self.metrics.count_failure(model.id, error)
             raise
         self.metrics.count_answer(model.id, count, predictions)
+        if model.shadow is not None:
+            self._shadows.offer(model.shadow, images, predictions)
         return predictions
 
     async def load(self, model: ServedModel, *, is_kept: bool = True) -> None:
@@ -260,6 +265,7 @@ class InferenceEngine:
 
     def close(self) -> None:
         """End the threads; what is still under way is finished first, within some seconds."""
+        self._shadows.close(_CLOSE_S)
         self._warm_up.close()
         self._resolver.close()
         self._decoding.close(_CLOSE_S)
@@ -284,6 +290,13 @@ class InferenceEngine:
                 raise DeadlineError("the model was not loaded in time; try again") from error
             raise
         return loaded
+
+    async def _predict_shadow(self, model: ServedModel, images: Sequence[Any]) -> Predictions:
+        return await self.predict(model, images, project=SHADOW_PROJECT)
+
+    def _is_idle(self, model: ServedModel) -> bool:
+        lane = self.lanes.find(model.backbone)
+        return lane is None or lane.admission.images == 0
 
     def _let_go(self, model: ServedModel, done: "asyncio.Future[Any]") -> None:
         """Give back the pin of a load that nobody waited for to its end."""

@@ -7,7 +7,7 @@ test. Names follow Prometheus: base units, `_total` for counters.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -52,10 +52,17 @@ class ResidencyView(Protocol):
 
 
 class ServingMetrics:
-    """Counters and histograms of the inference role."""
+    """Counters and histograms of the inference role.
 
-    def __init__(self) -> None:
+    Args:
+        precision: number format of the networks.
+    """
+
+    def __init__(self, *, precision: str = "fp32") -> None:
         self.registry = CollectorRegistry()
+        Info("idat_networks", "How networks compute.", registry=self.registry).info(
+            {"precision": precision}
+        )
         self._batch_images = Histogram(
             "idat_batch_images",
             "Images of a batch through a network.",

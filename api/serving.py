@@ -29,6 +29,7 @@ def answer_headers(predictions: Predictions) -> Mapping[str, str]:
     """Return the headers that say which model answered and where the time went."""
     return {
         "X-Model-Id": predictions.model_id,
+        "X-Model-Precision": predictions.precision,
         "Server-Timing": (
             f"decode;dur={predictions.decode_ms:.1f}, queue;dur={predictions.queue_ms:.1f}, "
             f"forward;dur={predictions.forward_ms:.1f}"
