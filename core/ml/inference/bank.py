@@ -66,16 +66,17 @@ class Bank:
         """
         distinct = slots[:1] if len(set(slots)) == 1 else slots
         index = torch.tensor(distinct, device=images.device)
-        return self.run_indexed(index, images)
+        return self.run_on(self.slots.read(), index, images)
 
-    def run_indexed(self, index: Tensor, images: Tensor) -> Tensor:
+    def run_on(self, table: Tensor, index: Tensor, images: Tensor) -> Tensor:
         """Return what `run` does.
 
         Args:
+            table: rows of adapters, (slots, size).
             index: (batch,) slots, or (1,) if all images have the same; on the backbone's device.
             images: as there.
         """
-        numbers = self.slots.read().index_select(0, index)
+        numbers = table.index_select(0, index)
         self._rows = Rows(self._layout, numbers, images.shape[0])
         try:
             features: Tensor = self._backbone.module(images)

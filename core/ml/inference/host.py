@@ -17,6 +17,7 @@ from core.ml.backbones.frozen_linear import fast_frozen_linears
 from core.ml.backbones.load import LoadedBackbone
 from core.ml.backbones.normalise import normalise_images
 from core.ml.inference.bank import Bank
+from core.ml.inference.graphs import GraphedBank
 from core.ml.inference.heads import Heads
 from core.ml.inference.self_check import is_exact
 from core.ml.inference.turns import Turns
@@ -83,7 +84,8 @@ class Host:
         with self._lock:
             if (kind, bucket) in self._banks:
                 return self._banks[kind, bucket]
-            bank = Bank(self.backbone, kind, bucket)
+            build = GraphedBank if self.backbone.device.type == "cuda" else Bank
+            bank = build(self.backbone, kind, bucket)
             with self.alone():
                 exact = is_exact(bank, self.backbone, kind, bucket)
             if not exact:
