@@ -69,6 +69,7 @@ class OnnxFiles:
         self._export = export
         # Each takes several times the size of the network in memory.
         self._limiter = CapacityLimiter(1)
+        self._wanted = 0
 
     def find_etag(self, model: ServedModel) -> str:
         """Return the strong tag of a model's file, in its quotes: what it is made of and by."""
@@ -87,12 +88,16 @@ class OnnxFiles:
         kept = self._find(model)
         if kept is not None:
             return kept
-        if self._limiter.statistics().tasks_waiting >= _MAX_WAITING:
+        if self._wanted > _MAX_WAITING:
             raise UnavailableError(
                 "several networks are to be exported before this one; try again later",
                 code="overloaded",
             )
-        return await anyio.to_thread.run_sync(self._make, model, limiter=self._limiter)
+        self._wanted += 1  # counted here: the limiter knows of a request some steps later only
+        try:
+            return await anyio.to_thread.run_sync(self._make, model, limiter=self._limiter)
+        finally:
+            self._wanted -= 1
 
     def _key(self, model: ServedModel) -> str:
         parts = (*model.key, f"opset {OPSET}", f"torch {torch.__version__}", onnx.__version__)

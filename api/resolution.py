@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from core.clock import monotonic_s
 from core.errors import NotFoundError
 from core.platform.db.engine import Database
-from core.platform.db.tables import ProjectRow
-from core.platform.models.repository import get_model
+from core.platform.db.tables import ModelRow, ProjectRow
+from core.platform.models.repository import find_alias, find_by_id, get_model
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class ServedModel:
         config_sha256: blob of the description.
         backbone: timm name.
         classes: names, in the order of the logits.
+        shadow: what its answers are compared with, if it was named by an alias that has a shadow.
     """
 
     id: str
@@ -52,11 +54,27 @@ class ServedModel:
     config_sha256: str
     backbone: str
     classes: tuple[str, ...]
+    shadow: "Shadow | None" = None
 
     @property
     def key(self) -> tuple[str, str]:
         """What it is in memory: models of the same bytes are the same there."""
         return (self.adapter_sha256, self.config_sha256)
+
+
+@dataclass(frozen=True, eq=False)
+class Shadow:
+    """A second model that an alias names.
+
+    Attributes:
+        change_id: the alias's change that set the two side by side.
+        model: the second one.
+        fraction: share of the requests that it is given, above 0, to 1.
+    """
+
+    change_id: int
+    model: ServedModel
+    fraction: float
 
 
 @dataclass(eq=False, slots=True)
@@ -150,15 +168,33 @@ class ModelResolver:
             row = get_model(session, reference, project=project)
             tenant = session.get(ProjectRow, project)
             self._weights[project] = tenant.weight if tenant is not None else 1.0
-            return ServedModel(
-                id=row.id,
-                name=row.name,
-                project_id=row.project_id,
-                adapter_sha256=row.adapter_sha256,
-                config_sha256=row.config_sha256,
-                backbone=row.backbone,
-                classes=tuple(row.classes),
-            )
+            return _build_served(row, _find_shadow(session, project, reference, row))
+
+
+def _find_shadow(session: Session, project: str, reference: str, row: ModelRow) -> Shadow | None:
+    alias = find_alias(session, reference, project=project)
+    # It may have been switched since the model was read.
+    if alias is None or alias.model_id != row.id or not alias.shadow_fraction:
+        return None
+    if alias.shadow_model_id is None:
+        return None
+    other = find_by_id(session, alias.shadow_model_id, project=project)
+    if other is None:
+        return None
+    return Shadow(alias.change_id, _build_served(other, None), alias.shadow_fraction)
+
+
+def _build_served(row: ModelRow, shadow: Shadow | None) -> ServedModel:
+    return ServedModel(
+        id=row.id,
+        name=row.name,
+        project_id=row.project_id,
+        adapter_sha256=row.adapter_sha256,
+        config_sha256=row.config_sha256,
+        backbone=row.backbone,
+        classes=tuple(row.classes),
+        shadow=shadow,
+    )
 
 
 def _look_at(answer: "asyncio.Future[_Entry]") -> None:

@@ -92,6 +92,12 @@ def _get_by_suffix(session: Session, name: str, suffix: str, project: str) -> Mo
     return model
 
 
+def find_alias(session: Session, reference: str, *, project: str) -> ModelAliasRow | None:
+    """Return the alias that a reference goes through, or None."""
+    name, separator, suffix = reference.partition("@")
+    return session.get(ModelAliasRow, (project, name, suffix)) if separator else None
+
+
 def unknown_alias(name: str, alias: str) -> NotFoundError:
     """Return the error for an alias that there is not."""
     return NotFoundError(
