@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Request
 
 from api.inference import EncodedImage, InferenceEngine, Predictions, ServedModel
-from api.schemas.fields import MODEL_REFERENCE_PATTERN
 from core.errors import FieldError, InvalidError
 
 
@@ -18,11 +17,6 @@ def get_engine(request: Request) -> InferenceEngine:
 
 
 EngineDep = Annotated[InferenceEngine, Depends(get_engine)]
-#: An id, a name, or `name@alias`, in a path.
-ModelPath = Annotated[
-    str,
-    Path(pattern=MODEL_REFERENCE_PATTERN, description="Id, name (its newest), or name@alias."),
-]
 
 
 def answer_headers(predictions: Predictions) -> Mapping[str, str]:

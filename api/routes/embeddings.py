@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
 from api.base64_images import json_limit_bytes
-from api.deps import ProjectDep, SettingsDep
+from api.deps import ModelPath, ProjectDep, SettingsDep
 from api.image_bodies import decode_inputs, is_json, media_type_of, read_images
 from api.json_body import parse_json_aside, read_body, validate_body
 from api.routes.classify import IMAGE_CONTENT
 from api.schemas.inference import Embedding, EmbeddingList, EmbeddingsBody, EncodingFormat
 from api.schemas.inline import inline_schema
 from api.schemas.problems import problems
-from api.serving import EngineDep, ModelPath, answer_headers, predict_named
+from api.serving import EngineDep, answer_headers, predict_named
 
 router = APIRouter(prefix="/v1/models", tags=["inference"])
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from api.base64_images import json_limit_bytes
-from api.deps import DatabaseDep, ProjectDep, ServicesDep, SettingsDep
+from api.deps import DatabaseDep, ModelPath, ProjectDep, ServicesDep, SettingsDep
 from api.image_bodies import MAX_TOTAL_IMAGES
 from api.inference import EncodedImage, InferenceEngine, Pixels, ServedModel
 from api.json_body import read_body
@@ -33,7 +33,7 @@ from api.schemas.oip import (
     ServerReady,
     oip_errors,
 )
-from api.serving import EngineDep, ModelPath, answer_headers
+from api.serving import EngineDep, answer_headers
 from core.errors import NotFoundError, UnavailableError, UnsupportedTypeError
 from core.platform.models.named import list_ids_of_name
 

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import DatabaseDep, ProjectDep
+from api.deps import DatabaseDep, ModelPath, ProjectDep
 from api.json_body import parse_json, read_body, validate_body
 from api.middleware import MAX_JSON_BYTES
 from api.schemas.inline import inline_schema
 from api.schemas.oip import IndexBody, IndexEntry, RepositoryBody, oip_errors
-from api.serving import EngineDep, ModelPath
+from api.serving import EngineDep
 from core.errors import InvalidError
 from core.platform.db.engine import Database
 from core.platform.db.tables import ModelRow

@@ -1,4 +1,4 @@
-"""What is sent in place of an image, in every protocol: told in the protocol's form, never a 5xx."""
+"""What is sent in place of an image, in every protocol: told in its own form, never a 5xx."""
 
 import io
 import threading

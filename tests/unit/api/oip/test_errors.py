@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Annotated
 
 import pytest
 from fastapi import FastAPI, Query
@@ -28,7 +29,7 @@ def client() -> Iterator[TestClient]:
 
     @app.get("/v2/raise/{kind}")
     @app.get("/v1/raise/{kind}")
-    def fail(kind: str, number: int = Query(0)) -> JSONResponse:
+    def fail(kind: str, number: Annotated[int, Query()] = 0) -> JSONResponse:
         if kind == "bug":
             raise ZeroDivisionError
         if kind == "fine":
