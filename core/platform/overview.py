@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from core.platform.db.clock import db_now
@@ -31,13 +32,8 @@ class Overview:
 
 def read_overview(session: Session) -> Overview:
     """Return the numbers of now; by indexes, whatever has piled up."""
-    jobs = {state.value: 0 for state in JobState}
-    for state, count in session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)):
-        jobs[state] = count
-    alive = select(DatasetRow.state, func.count()).where(DatasetRow.deleted_at.is_(None))
-    datasets = {state.value: 0 for state in DatasetState}
-    for state, count in session.execute(alive.group_by(DatasetRow.state)):
-        datasets[state] = count
+    jobs = select(JobRow.state, func.count()).group_by(JobRow.state)
+    datasets = select(DatasetRow.state, func.count()).group_by(DatasetRow.state)
     oldest = select(db_now() - func.min(JobRow.created_at))
     oldest = oldest.where(JobRow.state == JobState.QUEUED.value)
     leases = {
@@ -45,11 +41,16 @@ def read_overview(session: Session) -> Overview:
         for name, table in (("job", JobRow), ("dataset", DatasetRow))
     }
     return Overview(
-        jobs=jobs,
-        datasets=datasets,
+        jobs=_count(session, jobs, JobState),
+        datasets=_count(session, datasets.where(DatasetRow.deleted_at.is_(None)), DatasetState),
         oldest_queued_s=max(0.0, session.scalar(oldest) or 0.0),
         leases={name: session.scalar(count) or 0 for name, count in leases.items()},
     )
+
+
+def _count(session: Session, statement: Select[str, int], states: type[StrEnum]) -> Mapping[str, int]:
+    found = {row[0]: row[1] for row in session.execute(statement)}
+    return {state.value: found.get(state.value, 0) for state in states}
 
 
 @dataclass(frozen=True)
