@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.chaos.faults import FAULTS
+from benchmarks.chaos.options import Options, Result
 from benchmarks.chaos.report import build_row, format_result
-from benchmarks.chaos.run import Options, Result, run_chaos
+from benchmarks.chaos.run import run_chaos
 from benchmarks.miniature.rows import append_row
 from core.clock import monotonic_s
 from core.errors import AppError

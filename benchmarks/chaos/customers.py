@@ -9,7 +9,7 @@ import httpx
 
 from benchmarks.chaos.client import Client, GaveUpError
 from benchmarks.chaos.ledger import Ledger, Promise
-from benchmarks.chaos.plans import DIVERGING, FIGURES, LONG, SHORT, Plan, build_archive
+from benchmarks.chaos.plans import DIVERGING, SHORT, Plan, build_archive
 from benchmarks.chaos.receiver import ENDPOINTS
 from core.platform.jobs.states import TERMINAL
 
@@ -197,6 +197,3 @@ def watch(client: Client, ledger: Ledger, over: threading.Event) -> None:
         return
     finally:
         client.close()
-
-
-DEFAULT_PLANS = (SHORT, SHORT, LONG, FIGURES)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from benchmarks.chaos.faults import FAULTS, OF_SURROUNDINGS, NotStruckError, Targets
+from benchmarks.chaos.faults import FAULTS, OF_SURROUNDINGS
 from benchmarks.chaos.schedule import Draw
+from benchmarks.chaos.targets import NotStruckError, Targets
 from core.clock import monotonic_s
 
 _AT_ONCE = 2

@@ -51,6 +51,8 @@ class Plan:
 SHORT = Plan("short", epochs=3)
 LONG = Plan("long", epochs=20)
 FIGURES = Plan("figures", epochs=6, extra={"figures": ["learning_curves", "confusion_matrix"]})
+#: What customers choose from; some more often than others.
+DEFAULT_PLANS = (SHORT, SHORT, LONG, FIGURES)
 #: Ends as failed whatever happens around it: another attempt would meet the same.
 DIVERGING = Plan(
     "diverging",

@@ -7,8 +7,8 @@ import subprocess
 from datetime import UTC, datetime
 from typing import Any
 
+from benchmarks.chaos.options import Options, Result
 from benchmarks.chaos.processes import ROOT
-from benchmarks.chaos.run import Options, Result
 
 _LIBRARIES = ("celery", "kombu", "sqlalchemy", "psycopg", "redis", "fastapi", "torch")
 

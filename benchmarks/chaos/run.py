@@ -6,14 +6,13 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.chaos.backends import Backend, BackendName, StoreName, open_backend
+from benchmarks.chaos.backends import Backend, open_backend
 from benchmarks.chaos.client import Client, GaveUpError, wait_until_ready
-from benchmarks.chaos.customers import DEFAULT_PLANS, Customer, watch
+from benchmarks.chaos.customers import Customer, watch
 from benchmarks.chaos.evidence import (
     Evidence,
     list_leftovers,
@@ -23,9 +22,10 @@ from benchmarks.chaos.evidence import (
 )
 from benchmarks.chaos.faults import list_kinds
 from benchmarks.chaos.injector import Injector
-from benchmarks.chaos.ledger import Ledger, Violation
+from benchmarks.chaos.ledger import Ledger
+from benchmarks.chaos.options import Options, Result
 from benchmarks.chaos.oracle import count_endings, judge, list_garbage, list_untold
-from benchmarks.chaos.plans import Plan, build_archive
+from benchmarks.chaos.plans import build_archive
 from benchmarks.chaos.receiver import open_receiver
 from benchmarks.chaos.schedule import draw_faults
 from benchmarks.chaos.stack import MAX_ATTEMPTS, Stack, start_stack, wait_for_no_child
@@ -40,68 +40,6 @@ _CHILDREN_S = 30.0
 _COLLECTED_S = 120.0
 #: An upload whose process was killed is left alone for a minute; then it goes.
 _UPLOAD_AGE_S = 120.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to do.
-
-    Attributes:
-        backend: on what.
-        store: where blobs are, for `scaled`.
-        faults: how many must strike.
-        seed: of the faults, the customers and the delays.
-        time_limit_s: no fault is begun after so long.
-        settle_s: how long all jobs may take to end after the last fault.
-        mean_gap_s: between two faults.
-        customers: how many jobs there are at a time.
-        kinds: of faults, None for all that can strike here.
-        plans: of jobs.
-        folder: for data and logs, None for a temporary one.
-        postgresql_url: of a server on which a database may be created.
-    """
-
-    backend: BackendName = "embedded"
-    store: StoreName = "s3"
-    faults: int = 40
-    seed: int = 0
-    time_limit_s: float = 1800.0
-    settle_s: float = 600.0
-    mean_gap_s: float = 4.0
-    customers: int = 5
-    kinds: tuple[str, ...] | None = None
-    plans: tuple[Plan, ...] = DEFAULT_PLANS
-    folder: Path | None = None
-    postgresql_url: str = "postgresql://postgres@127.0.0.1:5432/postgres"
-
-
-@dataclass
-class Result:
-    """What came of it.
-
-    Attributes:
-        faults: kind -> how often it struck.
-        missed: kind -> how often there was nothing to strike.
-        endings: state -> how many jobs ended so.
-        attempts: how many attempts a job took -> how many jobs.
-        violations: broken promises; must be empty.
-        duration_s: from the start to the judgement.
-        fault_duration_s: from the first fault to the last.
-        settle_duration_s: from the last fault until every job had ended.
-        folder: where data and logs are.
-        is_complete: whether as many faults struck as were asked for.
-    """
-
-    folder: Path
-    faults: Counter[str] = field(default_factory=Counter)
-    missed: Counter[str] = field(default_factory=Counter)
-    endings: Counter[str] = field(default_factory=Counter)
-    attempts: Counter[int] = field(default_factory=Counter)
-    violations: list[Violation] = field(default_factory=list)
-    duration_s: float = 0.0
-    fault_duration_s: float = 0.0
-    settle_duration_s: float = 0.0
-    is_complete: bool = False
 
 
 def run_chaos(options: Options, tell: Callable[[str], None]) -> Result:
@@ -323,8 +261,3 @@ def _keep_data(backend: Backend, folder: Path) -> None:
     """Copy what is on a file system that will be gone."""
     if backend.has_small_disk:
         shutil.copytree(backend.data_dir, folder / "kept-data", dirs_exist_ok=True)
-
-
-def list_plans(names: Sequence[str]) -> tuple[Plan, ...]:
-    """Return the default plans of these names."""
-    return tuple(plan for plan in DEFAULT_PLANS if plan.name in names)

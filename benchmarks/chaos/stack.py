@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.chaos.backends import Backend
 from benchmarks.chaos.client import wait_until_ready
-from benchmarks.chaos.faults import STOP_S, Targets
+from benchmarks.chaos.faults import STOP_S
 from benchmarks.chaos.injector import Injector
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.processes import (
@@ -21,6 +21,7 @@ from benchmarks.chaos.processes import (
     python_module,
     signal_all,
 )
+from benchmarks.chaos.targets import Targets
 from core.clock import monotonic_s
 from core.errors import UnavailableError
 from core.settings import build_environment

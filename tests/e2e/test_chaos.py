@@ -7,9 +7,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks.chaos.customers import list_plans
+from benchmarks.chaos.options import Options
+from benchmarks.chaos.plans import LONG, SHORT
 from benchmarks.chaos.report import format_result
-from benchmarks.chaos.run import Options, run_chaos
+from benchmarks.chaos.run import run_chaos
 
 _POSTGRES_URL = os.environ.get(  # noqa: TID251 - tests find their servers here, not in the settings
     "IDAT_TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/test"
@@ -63,7 +64,7 @@ def test_no_promise_is_broken(backend: str, tmp_path: Path) -> None:
         mean_gap_s=1.5,
         customers=3,
         kinds=_KINDS[backend],
-        plans=list_plans(("short", "long")),
+        plans=(SHORT, LONG),
         folder=tmp_path / "run",
         postgresql_url=_POSTGRES_URL,
     )

@@ -4,9 +4,10 @@ import itertools
 import threading
 from collections import Counter
 
-from benchmarks.chaos.faults import FAULTS, NotStruckError
+from benchmarks.chaos.faults import FAULTS
 from benchmarks.chaos.injector import Injector, _Pace
 from benchmarks.chaos.schedule import Draw, draw_faults
+from benchmarks.chaos.targets import NotStruckError
 from core.clock import monotonic_s
 
 
