@@ -1,6 +1,7 @@
 """Words that every part shares: ids and the states of datasets and jobs."""
 
 import secrets
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NewType
 
@@ -41,6 +42,12 @@ def new_webhook_endpoint_id() -> WebhookEndpointId:
 def new_event_id() -> EventId:
     """Return a fresh id of an event that is told to a webhook endpoint, `evt_…`."""
     return EventId(f"evt_{secrets.token_hex(_ID_BYTES)}")
+
+
+def to_rfc3339(timestamp_s: float) -> str:
+    """Return unix seconds as people and other services write them: `2026-01-31T12:00:00.250Z`."""
+    text = datetime.fromtimestamp(timestamp_s, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 class DatasetState(StrEnum):

@@ -5,10 +5,10 @@ Lists that may be long (classes, reports, a job's full spec) are left out; `link
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from core.platform.db.tables import DatasetRow, JobRow
+from core.types import to_rfc3339
 
 _JOBS = "/v1/fine_tuning/jobs"
 _MAX_MESSAGE_CHARS = 1000
@@ -24,10 +24,9 @@ def build_payload(event_type: str, occurred_at_s: float, data: Mapping[str, Any]
         occurred_at_s: when it happened, unix seconds.
         data: what it tells of.
     """
-    timestamp = datetime.fromtimestamp(occurred_at_s, UTC).isoformat(timespec="milliseconds")
     content = {
         "type": event_type,
-        "timestamp": timestamp.replace("+00:00", "Z"),
+        "timestamp": to_rfc3339(occurred_at_s),
         "data": dict(data),
     }
     return json.dumps(content, separators=(",", ":"))

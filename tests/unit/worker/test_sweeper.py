@@ -338,7 +338,7 @@ class TestWhole:
 
         monkeypatch.setattr(runtime.database, "write", fail)
         result = sweep(runtime)
-        assert result.faults.keys() == {"leases", "turn"}
+        assert result.faults.keys() == {"leases", "webhooks", "turn"}
 
     def test_a_walk_that_was_cut_short_goes_on_with_the_next_sweep(
         self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
