@@ -35,12 +35,14 @@ def read_bundle(store: BlobStore, model: ServedModel) -> Bundle:
 
 
 def make_resident(engine: Engine, store: BlobStore, model: ServedModel) -> Resident:
-    """Read a model and admit it to the engine.
+    """Read a model and admit it to the engine; a bare backbone is there with its network.
 
     Raises:
         ConflictError: it does not fit the backbone that is here, or does not answer as it should.
         WeightsUnavailableError: the backbone is not here.
     """
+    if model.is_bare:
+        return engine.base(model.backbone)
     bundle = read_bundle(store, model)
     try:
         return engine.admit(bundle)

@@ -17,6 +17,7 @@ from core.settings import Settings
 _INFERENCE = re.compile(
     r"/v1/models/([^/]+)/(?:classify|embeddings)/?"
     r"|/v2/models/([^/]+)(?:/versions/[^/]+)?/infer"
+    r"|/v1/backbones/[^/]+/embeddings"
     r"|/invocations"
 )
 _RETRY_AFTER_S = 1.0

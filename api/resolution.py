@@ -61,6 +61,24 @@ class ServedModel:
         """What it is in memory: models of the same bytes are the same there."""
         return (self.adapter_sha256, self.config_sha256)
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a backbone without adapters and head, which has features only."""
+        return not self.adapter_sha256
+
+
+def build_bare(backbone: str, project: str) -> ServedModel:
+    """Return a backbone without adapters and head as something to serve; its id is its name."""
+    return ServedModel(
+        id=backbone,
+        name=backbone,
+        project_id=project,
+        adapter_sha256="",
+        config_sha256=backbone,
+        backbone=backbone,
+        classes=(),
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class Shadow:

@@ -1,4 +1,4 @@
-"""The models that share a name: what another protocol calls the versions of one model."""
+"""Models that share a name, which another protocol calls versions, or that share a backbone."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -14,3 +14,11 @@ def list_ids_of_name(session: Session, name: str, *, project: str, limit: int) -
     )
     newest_first = wanted.order_by(ModelRow.created_at.desc(), ModelRow.id.desc())
     return list(session.scalars(newest_first.limit(limit)))[::-1]
+
+
+def has_model_on(session: Session, backbone: str, *, project: str) -> bool:
+    """Tell whether a project has a model on this backbone."""
+    wanted = select(ModelRow.id).where(
+        ModelRow.backbone == backbone, ModelRow.project_id == project, is_alive()
+    )
+    return session.scalars(wanted.limit(1)).first() is not None

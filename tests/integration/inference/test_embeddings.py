@@ -6,9 +6,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
+from core.catalog.pairs import STARTER_STUDENT
+from core.ml.backbones.load import load_backbone
 from tests.integration.inference.conftest import Server
-from tests.integration.inference.published import draw
+from tests.integration.inference.published import draw, normalise
 
 _URL = "/v1/models/animals/embeddings"
 _PNG = {"content-type": "image/png"}
@@ -55,6 +58,29 @@ def test_base64_holds_the_same_numbers(client: httpx.Client) -> None:
     for answer in (in_query, in_body):
         raw = base64.b64decode(answer.json()["data"][0]["embedding"])
         assert np.frombuffer(raw, dtype="<f4") == pytest.approx(numbers, abs=1e-6)
+
+
+def test_a_backbone_alone_has_features_without_any_adapter(
+    server: Server, client: httpx.Client
+) -> None:
+    picture = draw(1)
+    url = f"/v1/backbones/{STARTER_STUDENT}/embeddings"
+    body = client.post(url, content=picture, headers=_PNG).json()
+    network = load_backbone(STARTER_STUDENT).module
+    with torch.no_grad():
+        expected = network(torch.from_numpy(normalise(picture))[None])[0].tolist()
+    assert body["data"][0]["embedding"] == pytest.approx(expected, abs=1e-4)
+    assert body["model"] == STARTER_STUDENT
+    adapted = client.post(_URL, content=picture, headers=_PNG).json()["data"][0]["embedding"]
+    assert adapted != pytest.approx(expected, abs=1e-2)
+    again = client.post(url, json={"input": [_encode(picture)] * 2}).json()["data"]
+    assert again[1]["embedding"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["vit_base_patch16_224.augreg_in21k", "nothing"])
+def test_a_backbone_of_no_model_is_not_loaded_for_this(client: httpx.Client, backbone: str) -> None:
+    answer = client.post(f"/v1/backbones/{backbone}/embeddings", content=draw(1), headers=_PNG)
+    assert (answer.status_code, answer.json()["code"]) == (404, "backbone_not_served")
 
 
 @pytest.mark.parametrize(
