@@ -95,7 +95,8 @@ def _connect(
                 return connection
             connection.settimeout(_left_s(deadline_s))
             context = _system_trust() if tls is None else tls
-            return context.wrap_socket(connection, server_hostname=target.host)
+            # Certificates name hosts without the dot that ends a name which is absolute.
+            return context.wrap_socket(connection, server_hostname=target.host.rstrip("."))
         except OSError:
             connection.close()
             if number == len(addresses) - 1:

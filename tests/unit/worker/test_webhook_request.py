@@ -142,6 +142,7 @@ class TestTls:
         server, client = build_contexts(tmp_path, "hooks.test")
         with receiving(tls=server) as receiver:
             assert send(receiver, host="hooks.test", tls=client) == 200
+            assert send(receiver, host="hooks.test.", tls=client) == 200
         assert receiver.received[0].headers["host"] == f"hooks.test:{receiver.port}"
 
     def test_the_name_is_told_to_the_server(self, tmp_path: Path) -> None:
