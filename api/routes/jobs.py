@@ -18,6 +18,7 @@ from api.deps import (
 )
 from api.idempotency import REPLAYED_HEADER, IdempotencyKey, create_once, digest_request
 from api.job_requests.counts import count_frozen, count_steps, count_trainable
+from api.job_requests.estimate import estimate, estimate_job_memory
 from api.job_requests.resolve import build_slug, resolve
 from api.job_views import build_view, show_job
 from api.pagination import LogPageDep, Page, PageDep
@@ -82,6 +83,8 @@ def create_job(
             metadata=dict(wanted.metadata),
             priority=wanted.priority,
             project=project,
+            memory_bytes=estimate_job_memory(spec, dataset).total,
+            max_seconds=wanted.limits.max_seconds,
             max_queued_jobs=settings.max_queued_jobs,
         )
         session.refresh(row)
@@ -159,7 +162,8 @@ def _estimate(
 ) -> JobEstimate:
     with database.read() as session:
         dataset = _find_dataset(session, wanted.dataset_id, project)
-    repository.check_usable(dataset)
+        repository.check_usable(dataset)
+        needs = estimate(session, spec, dataset, project)
     is_ready = dataset.state == DatasetState.READY
     facts = [get_backbone(name) for name in (spec.student, spec.teacher) if name is not None]
     return JobEstimate(
@@ -170,6 +174,7 @@ def _estimate(
         trainable_parameters=count_trainable(spec, len(dataset.classes)) if is_ready else None,
         frozen_parameters=count_frozen(spec),
         steps=count_steps(spec, _count_train_images(dataset)) if is_ready else None,
+        estimate=needs,
         licenses={network.name: network.license for network in facts},
         license_notes=[
             f"{network.name}: {network.license_note}" for network in facts if network.license_note

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from api.schemas.estimates import Estimate
 from api.schemas.fields import (
     AUTO,
     METADATA_KEY_PATTERN,
@@ -143,6 +144,17 @@ class FigureRequest(_Request):
     )
 
 
+class LimitsRequest(_Request):
+    """What a job may use."""
+
+    max_seconds: Annotated[float, _Number] | None = Field(
+        None,
+        gt=0,
+        le=1e8,
+        description="Longest running time, all attempts together; the server may have a lower one.",
+    )
+
+
 class JobRequest(_Request):
     """A fine-tuning job to run."""
 
@@ -179,6 +191,7 @@ class JobRequest(_Request):
     seeds: int = Field(
         1, strict=True, ge=1, le=10, description="Repeat with so many seeds; the first is exported."
     )
+    limits: LimitsRequest = Field(default_factory=LimitsRequest)
     figures: list[Annotated[FigureRequest, *NAME_ALONE]] = Field(
         default_factory=list,
         max_length=100,
@@ -248,6 +261,8 @@ class Job(BaseModel):
     progress: JobProgress
     trainable_parameters: TrainableByRole | None = Field(description="Once the classes are known.")
     attempt: int = Field(description="Tries so far; a lost worker costs one.")
+    memory_bytes: int = Field(description="Estimated need of a device; 0 if nothing is known.")
+    max_seconds: float | None = Field(description="As asked for in `limits`.")
     error: dict[str, Any] | None
     created_at: int = Field(description="Unix seconds.")
     started_at: int | None
@@ -271,6 +286,8 @@ class Job(BaseModel):
             progress=progress,
             trainable_parameters=trainable,
             attempt=row.attempt,
+            memory_bytes=row.memory_bytes,
+            max_seconds=row.max_seconds,
             error=row.error,
             created_at=int(row.created_at),
             started_at=to_unix_s(row.started_at),
@@ -293,6 +310,7 @@ class JobEstimate(BaseModel):
     steps: int | None = Field(
         description="Optimizer steps of all runs; null until the dataset is ready."
     )
+    estimate: Estimate
     licenses: dict[str, str] = Field(description="Of the backbones' weights, by name.")
     license_notes: list[str] = Field(description="What restricts their use, where something does.")
 

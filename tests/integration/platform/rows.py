@@ -42,7 +42,9 @@ SPEC = JobSpec(
 )
 
 
-def add_dataset(database: Database, state: DatasetState = DatasetState.READY) -> DatasetId:
+def add_dataset(
+    database: Database, state: DatasetState = DatasetState.READY, *, project: str = "default"
+) -> DatasetId:
     """A dataset in this state."""
     with database.write() as session:
         dataset = datasets.create_dataset(
@@ -52,6 +54,7 @@ def add_dataset(database: Database, state: DatasetState = DatasetState.READY) ->
             archive_sha256="0" * 64,
             archive_bytes=1,
             archive_name="flowers.zip",
+            project=project,
         )
         dataset.state = state.value
         return DatasetId(dataset.id)
