@@ -30,7 +30,10 @@ def main() -> int:
 
     name = f"idat-{uuid.uuid4().hex[:8]}@%h"
     options = ["--pool=prefork", f"--loglevel={settings.log_level}", f"--hostname={name}"]
-    app.worker_main(["--quiet", "worker", *options, "--without-gossip", "--without-mingle"])
+    # What workers tell each other, nobody here reads; and where the broker is frozen, the heartbeat
+    # keeps the main process in an endless try to connect, deaf to SIGTERM.
+    options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    app.worker_main(["--quiet", "worker", *options])
     return 0
 
 
