@@ -1,11 +1,16 @@
 """ONNX files of models: made one at a time, kept for a while on this host, bounded in bytes.
 
-One of the modules of the API that load torch.
+Each is made by a process of its own, at the lowest priority: tracing a network holds Python's lock
+for seconds and patches torch, under which other threads answer requests, and its memory is free
+again when it ends. One of the modules of the API that load torch.
 """
 
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,18 +20,45 @@ import onnx
 import torch
 from anyio import CapacityLimiter
 
-from api.bundles import read_bundle
 from api.resolution import ServedModel
 from api.uploads import disk_errors
 from core.errors import ConflictError, UnavailableError
 from core.ml.backbones.load import WeightsMismatchError
 from core.ml.data.atomic import replace_file
-from core.ml.export.bundle import Bundle
+from core.ml.export.bundle import parse_bundle
 from core.ml.export.onnx import OPSET, OnnxFile, export_bundle
 from core.platform.storage.base import BlobStore
 
 _SUFFIX = ".onnx"
 _MAX_WAITING = 4
+
+
+_LOWEST_PRIORITY = 19
+
+#: Makes a file of a bundle's two files.
+Export = Callable[[bytes, bytes, Path | None], OnnxFile]
+
+
+def export_apart(adapter: bytes, config: bytes, weights_dir: Path | None) -> OnnxFile:
+    """Export a model in a process of its own; raises what `export_bundle` does.
+
+    Raises:
+        UnavailableError: (`export_failed`) the process was killed, for want of memory perhaps.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_export_here, adapter, config, weights_dir).result()
+        except BrokenProcessPool as error:
+            raise UnavailableError(
+                "the process that exported the model was killed; it may lack memory",
+                code="export_failed",
+            ) from error
+
+
+def _export_here(adapter: bytes, config: bytes, weights_dir: Path | None) -> OnnxFile:
+    os.nice(_LOWEST_PRIORITY)
+    return export_bundle(parse_bundle(adapter, config), weights_dir=weights_dir)
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,7 @@ class OnnxFiles:
         max_bytes: int,
         store: BlobStore,
         weights_dir: Path | None,
-        export: Callable[..., OnnxFile] = export_bundle,
+        export: Export = export_apart,
     ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
@@ -117,9 +149,12 @@ class OnnxFiles:
         kept = self._find(model)  # another request may have made it while this one waited
         if kept is not None:
             return kept
-        bundle: Bundle = read_bundle(self._store, model)
+        with self._store.open(model.adapter_sha256) as file:
+            adapter = file.read()
+        with self._store.open(model.config_sha256) as file:
+            config = file.read()
         try:
-            exported = self._export(bundle, weights_dir=self._weights_dir)
+            exported = self._export(adapter, config, self._weights_dir)
         except WeightsMismatchError as error:
             raise ConflictError(error.message, code=error.code) from error
         path = self._folder / f"{self._key(model)}_{exported.max_delta:.3e}{_SUFFIX}"
@@ -128,10 +163,10 @@ class OnnxFiles:
             self._make_room(len(exported.data))
             with replace_file(path) as target:
                 target.write(exported.data)
-            file = path.open("rb")
+            made = path.open("rb")
         if len(exported.data) > self._max_bytes:
             path.unlink(missing_ok=True)  # who has it open keeps it
-        return CheckedFile(file, exported.max_delta)
+        return CheckedFile(made, exported.max_delta)
 
     def _make_room(self, wanted_bytes: int) -> None:
         """Remove the files that were wanted longest ago until another one fits."""

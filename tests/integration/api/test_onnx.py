@@ -1,6 +1,7 @@
 """A model as one ONNX file over HTTP, and the folder that keeps such files."""
 
 import io
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from api.onnx_files import OnnxFiles
+from api.onnx_files import OnnxFiles, export_apart
 from api.resolution import ServedModel
 from core.errors import ConflictError, UnavailableError
 from core.ml.backbones.load import WeightsMismatchError
@@ -59,6 +60,14 @@ def test_the_file_answers_as_the_service_does(start_rig: Callable[..., Rig], fil
     assert rig.client.get("/v1/models/none/onnx").status_code == 404
 
 
+def test_what_the_exporting_process_refuses_comes_back(files: Files) -> None:
+    backbone = json.loads(files.config)["backbone"] | {"weights_sha256": "0" * 64}
+    config = files.change(backbone=backbone).config
+    with pytest.raises(WeightsMismatchError, match="trained on") as refusal:
+        export_apart(files.adapter, config, None)
+    assert refusal.value.code == "weights_mismatch"
+
+
 class Made:
     """Stands in for the exporter: says what it was asked for."""
 
@@ -66,7 +75,7 @@ class Made:
         self.count = 0
         self._size_bytes = size_bytes
 
-    def __call__(self, _bundle: object, *, weights_dir: Path | None) -> OnnxFile:
+    def __call__(self, adapter: bytes, config: bytes, weights_dir: Path | None) -> OnnxFile:
         self.count += 1
         return OnnxFile(bytes([self.count]) * self._size_bytes, self.count * 1e-7)
 
@@ -138,7 +147,7 @@ class TestFolder:
     def test_other_weights_are_a_conflict(
         self, store: BlobStore, files: Files, tmp_path: Path
     ) -> None:
-        def export(_bundle: object, *, weights_dir: Path | None) -> OnnxFile:
+        def export(adapter: bytes, config: bytes, weights_dir: Path | None) -> OnnxFile:
             raise WeightsMismatchError("others")
 
         kept = OnnxFiles(
@@ -153,7 +162,7 @@ class TestFolder:
         # The first export ends when all others have asked.
         asked = threading.Event()
 
-        def export(_bundle: object, *, weights_dir: Path | None) -> OnnxFile:
+        def export(adapter: bytes, config: bytes, weights_dir: Path | None) -> OnnxFile:
             assert asked.wait(30)
             return OnnxFile(b"x", 0.0)
 
