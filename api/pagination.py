@@ -42,7 +42,7 @@ class PageParams:
 _AFTER_HELP = "Id of the last item of the page before."
 
 
-def _newest_first(
+async def _newest_first(
     after: Annotated[str | None, Query(pattern=SLUG_PATTERN, description=_AFTER_HELP)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
@@ -50,7 +50,7 @@ def _newest_first(
     return PageParams(after, limit, order == "desc")
 
 
-def _oldest_first(
+async def _oldest_first(
     after: Annotated[str | None, Query(pattern=SLUG_PATTERN, description=_AFTER_HELP)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     order: Annotated[Literal["asc", "desc"], Query()] = "asc",

@@ -9,7 +9,7 @@ from api.inference import EncodedImage, InferenceEngine, Predictions, ServedMode
 from core.errors import FieldError, InvalidError
 
 
-def get_engine(request: Request) -> InferenceEngine:
+async def get_engine(request: Request) -> InferenceEngine:
     """Return this process's engine."""
     engine = request.app.state.services.inference
     assert isinstance(engine, InferenceEngine), "the route exists with the inference role only"
