@@ -25,6 +25,7 @@ MAX_JSON_BYTES = 1 << 20
 #: Routes that stream their body and count it themselves.
 _STREAMING = re.compile(
     r"/v1/datasets/?|/v1/models:import/?|/v1/models/[^/]+/(classify|embeddings)/?|/invocations"
+    r"|/v1/backbones/[^/]+/embeddings"
     r"|/v2/models/[^/]+(/versions/[^/]+)?/infer"
 )
 

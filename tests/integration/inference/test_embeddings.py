@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from api.middleware import MAX_JSON_BYTES
 from core.catalog.pairs import STARTER_STUDENT
 from core.ml.backbones.load import load_backbone
 from tests.integration.inference.conftest import Server
@@ -75,6 +76,15 @@ def test_a_backbone_alone_has_features_without_any_adapter(
     assert adapted != pytest.approx(expected, abs=1e-2)
     again = client.post(url, json={"input": [_encode(picture)] * 2}).json()["data"]
     assert again[1]["embedding"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("path", ["models/animals", f"backbones/{STARTER_STUDENT}"])
+def test_a_body_may_be_larger_than_that_of_other_routes(client: httpx.Client, path: str) -> None:
+    texts = [_encode(draw(seed, size=(90, 90))) for seed in range(40)]
+    assert sum(map(len, texts)) > MAX_JSON_BYTES
+    answer = client.post(f"/v1/{path}/embeddings", json={"input": texts})
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["data"]) == 40
 
 
 @pytest.mark.parametrize("backbone", ["vit_base_patch16_224.augreg_in21k", "nothing"])
