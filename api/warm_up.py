@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.errors import AppError
 from core.platform.db.engine import Database
 from core.platform.db.tables import ModelRow
+from core.platform.models.liveness import is_alive
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class WarmUp:
 
     def _list_unasked(self) -> list[str]:
         newest = func.max(ModelRow.created_at)
-        statement = select(ModelRow.backbone).where(ModelRow.deleted_at.is_(None))
+        statement = select(ModelRow.backbone).where(is_alive())
         statement = statement.group_by(ModelRow.backbone).order_by(newest.desc())
         try:
             with self._database.read() as session:
