@@ -18,11 +18,9 @@ from torch import Tensor
 
 from core.catalog.methods import AdapterKind, Precision
 from core.errors import InvalidError
-from core.ml.adapters.adapted import check_adapter_state
-from core.ml.adapters.registry import ADAPTER_METHODS
 from core.ml.backbones.load import LoadedBackbone, load_backbone
 from core.ml.data.preprocess import PREPROCESS_VERSION
-from core.ml.export.bundle import Bundle, check_weights, restore_model
+from core.ml.export.bundle import Bundle, restore_model
 from core.ml.inference.bank import Bank, find_bucket
 from core.ml.inference.heads import NO_HEAD, HeadSlot
 from core.ml.inference.host import Host, Mountable, Pixels, Single
@@ -139,8 +137,7 @@ class Engine:
             WeightsUnavailableError: the backbone cannot be loaded.
         """
         host = self._get_host(bundle.backbone.name)
-        check_weights(bundle, host.backbone)
-        _check_state(bundle, host.backbone)
+        host.fitting.check(bundle)
         resident = self._place(bundle, host)
         try:
             self._check_certificate(bundle, host, resident)
@@ -303,14 +300,3 @@ def _answer(host: Host, residents: Sequence[Resident], images: Tensor) -> list[O
         logits = host.heads.run([resident._head for resident in residents], features)  # noqa: SLF001
     rows: NDArray[np.float32] = features.cpu().numpy()
     return [Output(*pair) for pair in zip(logits, rows, strict=True)]
-
-
-def _check_state(bundle: Bundle, backbone: LoadedBackbone) -> None:
-    """Check names and shapes against the network, and that the kind has a place in it."""
-    method = ADAPTER_METHODS[bundle.spec.kind]
-    method.check(backbone, bundle.spec)
-    with torch.device("meta"):
-        adapters = method.build(backbone, bundle.spec)
-        head = torch.nn.Linear(backbone.num_features, len(bundle.classes))
-    parts = torch.nn.ModuleDict({"adapters": adapters, "head": head})
-    check_adapter_state(bundle.state, {name: p.shape for name, p in parts.named_parameters()})

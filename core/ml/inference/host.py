@@ -17,6 +17,7 @@ from core.ml.backbones.frozen_linear import fast_frozen_linears
 from core.ml.backbones.load import LoadedBackbone
 from core.ml.backbones.normalise import normalise_images
 from core.ml.inference.bank import Bank
+from core.ml.inference.fitting import Fitting
 from core.ml.inference.graphs import GraphedBank
 from core.ml.inference.heads import Heads
 from core.ml.inference.self_check import is_exact
@@ -63,6 +64,7 @@ class Host:
     def __init__(self, backbone: LoadedBackbone, precision: Precision) -> None:
         self.backbone = backbone
         self.precision = precision
+        self.fitting = Fitting(backbone)
         self.heads = Heads(backbone.num_features, backbone.device)
         self._turns = Turns()
         self._lock = threading.Lock()
