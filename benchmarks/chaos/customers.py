@@ -67,14 +67,13 @@ class Customer:
         finally:
             self._client.close()
 
-    def order(self, plan: Plan, *, dataset_id: str, is_reference: bool = False) -> Promise:
+    def order(self, plan: Plan, *, dataset_id: str) -> Promise:
         """Create a job, once, however often it takes."""
         key = self._build_key()
         request = plan.build_request(dataset_id, key)
         answer = self._client.send("POST", JOBS, key=key, json=request)
         job_id = self._read_id(answer, key)
-        promise = Promise(job_id, key, plan.name, plan.error_code, is_reference=is_reference)
-        return self._ledger.promise(promise)
+        return self._ledger.promise(Promise(job_id, key, plan.name, plan.error_code))
 
     def wait_for_end(self, promise: Promise) -> str:
         """Return the job's last state; a pause whose request came late is taken back."""
@@ -87,6 +86,10 @@ class Customer:
                 self._change(promise, "resume")
             if self._over.wait(_POLL_S):
                 raise GaveUpError
+
+    def count_attempts(self, promise: Promise) -> int:
+        """Return how many attempts the job has taken."""
+        return int(self._client.get(f"{JOBS}/{promise.job_id}")["attempt"])
 
     def upload(self, archive: bytes) -> str:
         """Upload an archive, once, and return the dataset's id."""

@@ -35,7 +35,7 @@ class Promise:
         key: the `Idempotency-Key` under which it was asked for.
         plan: name of what was asked for.
         error_code: with which it must fail, None if it must succeed.
-        is_reference: whether it ran before any fault.
+        is_reference: whether it ran before any fault, in one attempt.
         retried_from: the failed job that it repeats.
         is_cancel_sent: whether its customer asked for a cancel, with or without an answer.
         is_cancelled: whether the cancel was answered with 2xx.
