@@ -109,6 +109,11 @@ class Stack:
         self._processes.append(process)
         return process
 
+    @property
+    def api(self) -> "subprocess.Popen[bytes]":
+        """The API that `start` has started."""
+        return self._processes[0]
+
     def end_workers(self) -> None:
         """Shut the workers down, the orderly way first."""
         workers = self._processes[1:]
@@ -164,6 +169,13 @@ class Stack:
             ):
                 found.append(int(entry.name))
         return found
+
+    def read_command(self, pid: int) -> str:
+        """Return a process's command line; empty when it has ended."""
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            return ""
 
     def descendants(self, pid: int) -> list[int]:
         """Return the process ids below a process, deepest last."""
