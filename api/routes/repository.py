@@ -34,7 +34,7 @@ _IGNORED_PARAMETERS = frozenset({"unload_dependents"})
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async async def get_unloaded(request: Request) -> set[str]:
+async def get_unloaded(request: Request) -> set[str]:
     """Return the ids of the models that were unloaded by request in this process."""
     state = request.app.state
     if not hasattr(state, "unloaded_models"):
