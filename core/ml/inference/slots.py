@@ -32,6 +32,8 @@ class Slots:
         self._free = list(range(1, _FIRST_ROWS))  # a heap: low rows first, as growing copies less
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call] # of torch
         self._written = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call] # of torch
+        if self._stream is not None:  # the zeros above come from another one
+            self._stream.wait_stream(torch.cuda.current_stream(device))
 
     @property
     def row_bytes(self) -> int:
@@ -69,7 +71,9 @@ class Slots:
         """Return the table, (rows, size), as it is for work that is queued from now on."""
         with self._lock:
             if self._written is not None:
-                torch.cuda.current_stream(self._numbers.device).wait_event(self._written)
+                stream = torch.cuda.current_stream(self._numbers.device)
+                stream.wait_event(self._written)
+                self._numbers.record_stream(stream)  # a replaced table lives until it was read
             return self._numbers
 
     def _write(self, index: int, row: Tensor | None) -> None:
