@@ -28,12 +28,11 @@ _TRANSIENT = 8.0
 _FAMILY_FACTORS = {
     "Eva": 1.4,
     "Hiera": 1.35,
-    "SwinTransformerV2": 1.25,
+    "SwinTransformerV2": 1.35,
     "PyramidVisionTransformerV2": 1.65,
     "MultiScaleVit": 1.95,
-    "MaxxVit": 2.0,
-    "DaVit": 1.5,
-    "Twins": 1.5,
+    "MaxxVit": 2.4,
+    "DaVit": 1.1,
 }
 _PATCH = re.compile(r"patch(\d+)|_[sp](\d+)_\d")
 _USUAL_PATCH_PX = 16

@@ -6,7 +6,7 @@ The one exception is the claim (queued → running), which is a single statement
 
 from typing import Any
 
-from sqlalchemy import case, func, select
+from sqlalchemy import case, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform import leases
@@ -79,8 +79,11 @@ def _end_of_attempt() -> dict[InstrumentedAttribute[Any], Any]:
     """
     now = db_now()
     ended_at = case((JobRow.lease_expires_at < now, JobRow.lease_expires_at), else_=now)
+    # Neither an attempt of the release before, which notes no beginning, nor a clock that is set
+    # back while one runs makes this less.
+    ran_s = case((ended_at > JobRow.claimed_at, ended_at - JobRow.claimed_at), else_=0.0)
     return {
-        JobRow.ran_s: JobRow.ran_s + func.coalesce(ended_at - JobRow.claimed_at, 0.0),
+        JobRow.ran_s: JobRow.ran_s + ran_s,
         JobRow.claimed_at: None,
         **leases.surrender(JobRow),
     }

@@ -60,12 +60,24 @@ def add_dataset(
         return DatasetId(dataset.id)
 
 
-def add_job(database: Database, dataset_id: DatasetId | None = None, *, priority: int = 0) -> str:
+def add_job(
+    database: Database,
+    dataset_id: DatasetId | None = None,
+    *,
+    priority: int = 0,
+    project: str = "default",
+) -> str:
     """A job on this dataset, or on a ready one of its own."""
-    dataset_id = dataset_id or add_dataset(database)
+    dataset_id = dataset_id or add_dataset(database, project=project)
     with database.write() as session:
         job = jobs.create_job(
-            session, dataset_id=dataset_id, name="f", spec=SPEC, metadata={}, priority=priority
+            session,
+            dataset_id=dataset_id,
+            name="f",
+            spec=SPEC,
+            metadata={},
+            priority=priority,
+            project=project,
         )
         return job.id
 

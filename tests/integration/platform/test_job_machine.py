@@ -1,14 +1,16 @@
 """Random lives of jobs against the real repository, with a small model as the judge.
 
 Whatever is done to a job, and in whatever order: it ends once, it publishes at most one model, only
-the attempt that holds it can write to it, nobody claims it while it is paused, and its checkpoint
-never goes back.
+the attempt that holds it can write to it, nobody claims it while it is paused, its checkpoint never
+goes back, and no other project can touch it. Claims share the workers between two projects, by
+weight and within their limits.
 """
 
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
@@ -29,7 +31,7 @@ from hypothesis.stateful import (
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from core.errors import ConflictError
+from core.errors import ConflictError, NotFoundError
 from core.platform.datasets import repository as datasets
 from core.platform.db.base import Base
 from core.platform.db.engine import Database
@@ -42,6 +44,7 @@ from core.platform.jobs.control import (
 )
 from core.platform.jobs.transitions import hold
 from core.platform.leases import Claim, LeaseLostError
+from core.platform.projects.repository import change_project
 from core.types import DatasetId, DatasetState
 from tests.integration.platform.rows import (
     CRASH,
@@ -58,7 +61,9 @@ from tests.integration.platform.rows import (
 
 MAX_ATTEMPTS = 3
 #: Few, so that each lives through much.
-MAX_JOBS = 3
+MAX_JOBS = 4
+WEIGHTS = {"alpha": 1.0, "beta": 2.0}
+PROJECTS = st.sampled_from(sorted(WEIGHTS))
 ENDS = ("succeeded", "failed", "cancelled")
 HELD = ("running", "pausing", "cancelling")
 PRIORITIES = st.sampled_from([-100, 0, 100])
@@ -70,6 +75,7 @@ class Expected:
 
     state: str
     dataset_id: DatasetId
+    project: str
     priority: int = 0
     retried_from: str | None = None
     attempt: int = 0
@@ -98,8 +104,14 @@ class Jobs(RuleBasedStateMachine):
         super().__init__()
         self.folder = TemporaryDirectory()
         self.database = type(self).open_database(Path(self.folder.name))
-        self.ready = add_dataset(self.database)
-        self.pending = add_dataset(self.database, DatasetState.PENDING)
+        self.ready = {name: add_dataset(self.database, project=name) for name in WEIGHTS}
+        self.pending = {name: self.add_pending(name) for name in WEIGHTS}
+        #: most jobs of a project at once, 0 for any number; and when its last claim was due
+        self.limits = dict.fromkeys(WEIGHTS, 0)
+        self.last_due: dict[str, Fraction] = {}
+        for name, weight in WEIGHTS.items():
+            with self.database.write() as session:
+                change_project(session, name, {"weight": weight})
         self.unusable: set[DatasetId] = set()
         self.expected: dict[str, Expected] = {}
 
@@ -129,28 +141,68 @@ class Jobs(RuleBasedStateMachine):
         with context, self.database.write() as session:
             yield session
 
+    def add_pending(self, project: str) -> DatasetId:
+        return add_dataset(self.database, DatasetState.PENDING, project=project)
+
+    def count_running(self, project: str) -> int:
+        jobs = self.expected.values()
+        return sum(job.project == project and job.state in HELD for job in jobs)
+
+    def find_due(self, project: str) -> Fraction:
+        """When a project's next claim is due, in the virtual time of all projects."""
+        now = max(self.last_due.values(), default=Fraction(0))
+        last = self.last_due.get(project)
+        return now if last is None else max(now, last + Fraction(1) / Fraction(WEIGHTS[project]))
+
     def draw_job(self, data: st.DataObject) -> tuple[str, Expected]:
         job_id = data.draw(st.sampled_from(list(self.expected)))
         return job_id, self.expected[job_id]
 
-    @initialize(first=PRIORITIES, second=PRIORITIES)
-    def begin_with_a_queue(self, first: int, second: int) -> None:
-        self.submit(is_ready=True, priority=first)
-        self.submit(is_ready=True, priority=second)
+    @initialize(first=PRIORITIES, second=PRIORITIES, third=PROJECTS, limit=st.integers(0, 1))
+    def begin_with_a_queue(self, first: int, second: int, third: str, limit: int) -> None:
+        self.limit(project="alpha", limit=limit)
+        self.submit(project="alpha", is_ready=True, priority=first)
+        self.submit(project="alpha", is_ready=True, priority=second)
+        self.submit(project=third, is_ready=True, priority=0)
 
     @precondition(lambda self: len(self.expected) < MAX_JOBS)
-    @rule(is_ready=st.booleans(), priority=PRIORITIES)
-    def submit(self, is_ready: bool, priority: int) -> None:
-        dataset_id = self.ready if is_ready else self.pending
+    @rule(project=PROJECTS, is_ready=st.booleans(), priority=PRIORITIES)
+    def submit(self, project: str, is_ready: bool, priority: int) -> None:
+        dataset_id = (self.ready if is_ready else self.pending)[project]
         state = "queued" if is_ready else "validating_files"
-        job_id = add_job(self.database, dataset_id, priority=priority)
-        self.expected[job_id] = Expected(state, dataset_id, priority)
+        job_id = add_job(self.database, dataset_id, priority=priority, project=project)
+        self.expected[job_id] = Expected(state, dataset_id, project, priority)
+
+    @rule(project=PROJECTS, limit=st.integers(0, 2))
+    def limit(self, project: str, limit: int) -> None:
+        with self.database.write() as session:
+            change_project(session, project, {"max_running_jobs": limit})
+        self.limits[project] = limit
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def trespass(self, data: st.DataObject) -> None:
+        """Whatever somebody of the other project asks: there is no such job."""
+        job_id, job = self.draw_job(data)
+        other = {"alpha": "beta", "beta": "alpha"}[job.project]
+        wishes: list[Callable[[Session], object]] = [
+            lambda session: control.request_cancel(session, job_id, project=other),
+            lambda session: control.request_pause(session, job_id, project=other),
+            lambda session: control.request_resume(session, job_id, project=other),
+            lambda session: control.retry_job(session, job_id, project=other),
+            lambda session: control.change_priority(session, job_id, 7, project=other),
+        ]
+        wish = data.draw(st.sampled_from(wishes))
+        with pytest.raises(NotFoundError), self.database.write() as session:
+            wish(session)
 
     @rule(usable=st.booleans())
     def end_validation(self, usable: bool) -> None:
         with self.database.write() as session:
             claimed = datasets.claim_dataset(session, owner="host:1", ttl_s=TTL_S)
             assert claimed is not None
+            pending = DatasetId(claimed.row_id)
+            (project,) = [name for name, found in self.pending.items() if found == pending]
             if usable:
                 datasets.mark_ready(
                     session,
@@ -163,36 +215,45 @@ class Jobs(RuleBasedStateMachine):
                 )
             else:
                 datasets.mark_unusable(session, claimed, state=DatasetState.INVALID, error=CRASH)
-                self.unusable.add(self.pending)
+                self.unusable.add(pending)
         for job in self.expected.values():
-            if job.dataset_id != self.pending:
+            if job.dataset_id != pending:
                 continue
             if job.state == "validating_files":
                 job.state = "queued" if usable else "failed"
             elif job.state == "paused" and not usable:
                 job.state = "failed"
-        self.pending = add_dataset(self.database, DatasetState.PENDING)
+        self.pending[project] = self.add_pending(project)
 
     @rule(target=claims)
     def claim(self) -> Claim:
         waiting = [
             job_of(self.database, job_id)
             for job_id, expected in self.expected.items()
-            if expected.state == "queued"
+            if expected.state == "queued" and self.may_start(expected.project)
         ]
+        last = {name: self.last_due.get(name, Fraction(-1)) for name in WEIGHTS}
+        order = {name: (self.find_due(name), last[name], name) for name in WEIGHTS}
         with self.database.write() as session:
             claimed = claiming.claim_job(session, owner="host:1", ttl_s=TTL_S)
         if not waiting:
             assert claimed is None
             return multiple()
         assert claimed is not None
-        first = min(waiting, key=lambda job: (-job.priority, job.created_at, job.id))
+        first = min(
+            waiting,
+            key=lambda job: (order[job.project_id], -job.priority, job.created_at, job.id),
+        )
         assert claimed.row_id == first.id
         job = self.expected[claimed.row_id]
+        self.last_due[job.project] = order[job.project][0]
         job.state, job.attempt = "running", job.attempt + 1
         assert claimed.attempt == job.attempt
         job.claimed.append(claimed)
         return claimed
+
+    def may_start(self, project: str) -> bool:
+        return not self.limits[project] or self.count_running(project) < self.limits[project]
 
     @rule(claimed=claims)
     def heartbeat(self, claimed: Claim) -> None:
@@ -302,7 +363,7 @@ class Jobs(RuleBasedStateMachine):
         with self.refused_with(self.refusal_of(job)) as session:
             control.request_resume(session, job_id)
         if job.state == "paused":
-            job.state = "validating_files" if job.dataset_id == self.pending else "queued"
+            job.state = "validating_files" if job.dataset_id in self.pending.values() else "queued"
         elif job.state == "pausing":
             job.state = "running"
 
@@ -321,7 +382,9 @@ class Jobs(RuleBasedStateMachine):
             again = control.retry_job(session, job_id)
         if refusal is None:
             assert again.id != job_id
-            self.expected[again.id] = Expected("queued", job.dataset_id, job.priority, job_id)
+            self.expected[again.id] = Expected(
+                "queued", job.dataset_id, job.project, job.priority, job_id
+            )
 
     @precondition(lambda self: self.expected)
     @rule(data=st.data(), priority=PRIORITIES)
@@ -357,6 +420,10 @@ class Jobs(RuleBasedStateMachine):
             assert (job.finished_at is not None) == (job.state in ENDS)
             assert (job.error is not None) == (job.state == "failed")
             assert (job.lease_owner is not None) == (job.state in HELD)
+            assert (job.lease_expires_at is not None) == (job.state in HELD)
+            assert (job.claimed_at is not None) == (job.state in HELD)
+            assert job.project_id == expected.project
+            assert job.ran_s >= 0.0
             numbers = [claimed.attempt for claimed in expected.claimed]
             assert numbers == list(range(1, len(numbers) + 1))
 
