@@ -68,10 +68,12 @@ class CheckedFile:
     Attributes:
         file: open.
         max_delta: largest difference of a logit between torch and ONNX Runtime.
+        sha256: of its bytes, which depend on the processor by that difference alone.
     """
 
     file: IO[bytes]
     max_delta: float
+    sha256: str
 
 
 class OnnxFiles:
@@ -102,10 +104,6 @@ class OnnxFiles:
         # Each takes several times the size of the network in memory.
         self._limiter = CapacityLimiter(1)
         self._wanted = 0
-
-    def find_etag(self, model: ServedModel) -> str:
-        """Return the strong tag of a model's file, in its quotes: what it is made of and by."""
-        return f'"{self._key(model)}"'
 
     async def open(self, model: ServedModel) -> CheckedFile:
         """Return a model's file, made now if it is not kept here; the caller closes it.
@@ -142,7 +140,8 @@ class OnnxFiles:
                 os.utime(path)  # it was wanted just now
             except FileNotFoundError:
                 continue
-            return CheckedFile(file, float(path.name.removesuffix(_SUFFIX).rpartition("_")[2]))
+            _, delta, sha256 = path.name.removesuffix(_SUFFIX).split("_")
+            return CheckedFile(file, float(delta), sha256)
         return None
 
     def _make(self, model: ServedModel) -> CheckedFile:
@@ -157,7 +156,8 @@ class OnnxFiles:
             exported = self._export(adapter, config, self._weights_dir)
         except WeightsMismatchError as error:
             raise ConflictError(error.message, code=error.code) from error
-        path = self._folder / f"{self._key(model)}_{exported.max_delta:.3e}{_SUFFIX}"
+        sha256 = hashlib.sha256(exported.data).hexdigest()
+        path = self._folder / f"{self._key(model)}_{exported.max_delta:.3e}_{sha256}{_SUFFIX}"
         with disk_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._make_room(len(exported.data))
@@ -166,7 +166,7 @@ class OnnxFiles:
             made = path.open("rb")
         if len(exported.data) > self._max_bytes:
             path.unlink(missing_ok=True)  # who has it open keeps it
-        return CheckedFile(made, exported.max_delta)
+        return CheckedFile(made, exported.max_delta, sha256)
 
     def _make_room(self, wanted_bytes: int) -> None:
         """Remove the files that were wanted longest ago until another one fits."""

@@ -49,11 +49,12 @@ async def download_onnx(
     made, and is checked with ONNX Runtime first.
     """
     served = await engine.resolve(project, model)
-    etag = engine.onnx_files.find_etag(served)
+    made = await engine.onnx_files.open(served)
+    etag = f'"{made.sha256}"'
     unchanged = find_unchanged(request, etag)
     if unchanged is not None:
+        made.file.close()
         return unchanged
-    made = await engine.onnx_files.open(served)
     return send_file(
         made.file,
         etag=etag,
