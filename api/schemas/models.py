@@ -86,10 +86,3 @@ class FigureList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Figure]
     has_more: Literal[False] = False
-
-
-class ClassScore(BaseModel):
-    """A class and its probability."""
-
-    label: str
-    score: float = Field(ge=0, le=1)
