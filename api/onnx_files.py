@@ -1,6 +1,6 @@
 """ONNX files of models: made one at a time, kept for a while on this host, bounded in bytes.
 
-Each is made by a process of its own, at the lowest priority: tracing a network holds Python's lock
+Each is made by a process of its own, at a lower priority: tracing a network holds Python's lock
 for seconds and patches torch, under which other threads answer requests, and its memory is free
 again when it ends. One of the modules of the API that load torch.
 """
@@ -33,7 +33,8 @@ _SUFFIX = ".onnx"
 _MAX_WAITING = 4
 
 
-_LOWEST_PRIORITY = 19
+#: Below those who answer requests, and not so low that a busy host never gets to it.
+_NICENESS = 5
 
 #: Makes a file of a bundle's two files.
 Export = Callable[[bytes, bytes, Path | None], OnnxFile]
@@ -57,7 +58,7 @@ def export_apart(adapter: bytes, config: bytes, weights_dir: Path | None) -> Onn
 
 
 def _export_here(adapter: bytes, config: bytes, weights_dir: Path | None) -> OnnxFile:
-    os.nice(_LOWEST_PRIORITY)
+    os.nice(_NICENESS)
     return export_bundle(parse_bundle(adapter, config), weights_dir=weights_dir)
 
 
