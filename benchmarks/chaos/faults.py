@@ -80,16 +80,29 @@ def _kill_trainer(targets: Targets, draw: Draw) -> str:
 
 def _pause_worker(targets: Targets, draw: Draw) -> str:
     """Stop a worker and all below it for longer than its lease, and let it wake up again."""
-    with targets.take(targets.workers, draw.pick) as worker:
-        pid = worker.send(signal.SIGSTOP, ends_it=False)
-        tree = [pid, *list_descendants(pid)]
-        signal_all(tree, signal.SIGSTOP)
-        duration_s = targets.lease_ttl_s * _between(draw, 1.2, 1.8)
-        try:
-            _sleep(duration_s)
-        finally:
-            signal_all(tree, signal.SIGCONT)
-        return f"{worker.name} and {len(tree) - 1} below it, {duration_s:.1f} s"
+    if not targets.stopping.acquire(blocking=False):
+        raise NotStruckError
+    try:
+        # Rather one that trains: what the other has taken over, it may want to write.
+        training = {each.pid for each in find_owned(targets.data_dir, "worker.trainer")}
+        busy = [each for each in targets.workers if training & set(_list_tree(each))]
+        with targets.take(busy or targets.workers, draw.pick) as worker:
+            worker.send(signal.SIGSTOP, ends_it=False)
+            tree = _list_tree(worker)
+            signal_all(tree, signal.SIGSTOP)
+            duration_s = targets.lease_ttl_s * _between(draw, 1.4, 2.0)
+            try:
+                _sleep(duration_s)
+            finally:
+                signal_all(tree, signal.SIGCONT)
+            return f"{worker.name} and {len(tree) - 1} below it, {duration_s:.1f} s"
+    finally:
+        targets.stopping.release()
+
+
+def _list_tree(service: Service) -> list[int]:
+    pid = service.pid
+    return [] if pid is None else [pid, *list_descendants(pid)]
 
 
 def _restart(services: Sequence[Service], targets: Targets, draw: Draw) -> str:

@@ -39,6 +39,8 @@ class Targets:
     database_url: str
     has_small_disk: bool
     on_broken: Callable[[str, str], None]
+    #: held while a worker is stopped: with all of them asleep nobody would take a lease over
+    stopping: threading.Lock = field(default_factory=threading.Lock)
     _taken: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
