@@ -7,7 +7,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from api.auth import AuthMiddleware
-from core.settings import Settings
+from core.settings import Settings, describe_wrong_settings
 
 _KEYS = {"api_keys": "first-key,second-key"}
 
@@ -103,3 +103,55 @@ class TestWithoutKeys:
 
     def test_its_own_page_passes(self) -> None:
         assert _call({"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"})[0] == 200
+
+
+class TestProjects:
+    """Each key opens one project, which the routes find in the request's state."""
+
+    def project_of(self, headers: dict[str, str], **settings: Any) -> str:
+        found: list[str] = []
+
+        async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+            found.append(scope["state"]["project"])
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def send(_message: Message) -> None:
+            return None
+
+        async def receive() -> Message:
+            raise AssertionError("the body was read")
+
+        scope: Scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/v1/datasets",
+            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            "state": {"request_id": "req_1"},
+        }
+        asyncio.run(
+            AuthMiddleware(app, settings=Settings.model_validate(settings))(scope, receive, send)
+        )
+        (project,) = found
+        return project
+
+    @pytest.mark.parametrize(
+        ("key", "project"),
+        [("one", "default"), ("two", "flowers"), ("three", "flowers"), ("a:b", "default")],
+    )
+    def test_a_key_opens_its_project(self, key: str, project: str) -> None:
+        keys = "one,flowers:two,flowers:three,default:a:b"
+        headers = {"Authorization": f"Bearer {key}"}
+        assert self.project_of(headers, api_keys=keys) == project
+
+    def test_without_keys_there_is_the_default_one(self) -> None:
+        assert self.project_of({"Host": "127.0.0.1"}) == "default"
+
+    @pytest.mark.parametrize(
+        "keys", ["Flowers:secret", "a b:secret", ":secret", "flowers:", "a:secret,b:secret"]
+    )
+    def test_keys_that_open_no_project_or_two_are_refused_without_being_told(
+        self, keys: str
+    ) -> None:
+        with pytest.raises(ValueError, match="IDAT_API_KEYS") as refusal:
+            Settings.model_validate({"api_keys": keys})
+        assert "secret" not in describe_wrong_settings(refusal.value)  # type: ignore[arg-type]
