@@ -6,16 +6,15 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 from api import errors
-from api.auth import DOCS_ASSETS, AuthMiddleware
+from api.auth import DOCS_ASSETS, OPEN_PATHS, AuthMiddleware
 from api.control_metrics import ControlMetrics
 from api.deps import ReadinessProbe, Services
 from api.gate import InferenceGateMiddleware
@@ -24,6 +23,7 @@ from api.middleware import BodyCapMiddleware, HeadMiddleware, RequestContextMidd
 from api.oip.errors import OipErrorMiddleware
 from api.routes import (
     aliases,
+    batch_predictions,
     datasets,
     exports,
     health,
@@ -111,8 +111,6 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    # For the documentation: `AuthMiddleware` decides, before anything of the request is read.
-    documented = [Depends(HTTPBearer(auto_error=False))]
     if "control" in settings.roles:
         for module in (
             datasets,
@@ -122,11 +120,12 @@ def create_app(settings: Settings) -> FastAPI:
             models,
             aliases,
             exports,
+            batch_predictions,
             webhook_endpoints,
             projects,
             maintenance,
         ):
-            app.include_router(module.router, dependencies=documented)
+            app.include_router(module.router)
     if "inference" in settings.roles:
         # By name: importing it loads torch, which the control role lives without.
         for name in (
@@ -140,7 +139,7 @@ def create_app(settings: Settings) -> FastAPI:
             "imports",
         ):
             route = import_module(f"api.routes.{name}")
-            app.include_router(route.router, dependencies=documented)
+            app.include_router(route.router)
     app.openapi = lambda: _build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
@@ -210,5 +209,19 @@ def _build_openapi(app: FastAPI) -> dict[str, Any]:
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(problem.pop("$defs"))
         schemas["Problem"] = problem
+        _document_keys(schema)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _document_keys(schema: dict[str, Any]) -> None:
+    """Say which operations want a key.
+
+    As a dependency of the routes it would cost every request, and decide nothing.
+    """
+    schemes = schema["components"].setdefault("securitySchemes", {})
+    schemes["HTTPBearer"] = {"type": "http", "scheme": "bearer"}
+    for path, operations in schema["paths"].items():
+        if path not in OPEN_PATHS:
+            for operation in operations.values():
+                operation["security"] = [{"HTTPBearer": []}]

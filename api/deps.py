@@ -56,32 +56,38 @@ class Services:
 
 async def get_services(request: Request) -> Services:
     """Return what the lifespan opened."""
-    return _services_of(request)
+    return services_of(request)
 
 
 async def _get_settings(request: Request) -> Settings:
-    return _services_of(request).settings
+    return services_of(request).settings
 
 
 async def _get_database(request: Request) -> Database:
-    return _services_of(request).database
+    return services_of(request).database
 
 
 async def _get_store(request: Request) -> BlobStore:
-    return _services_of(request).store
+    return services_of(request).store
 
 
 async def _get_doorbell(request: Request) -> Doorbell:
-    return _services_of(request).doorbell
+    return services_of(request).doorbell
 
 
 async def get_project(request: Request) -> str:
     """Return the project that the request's key opens; `api.auth` has put it there."""
-    return cast(str, request.state.project)
+    return project_of(request)
 
 
-def _services_of(request: Request) -> Services:
+def services_of(request: Request) -> Services:
+    """Return what the lifespan opened, to a route that cannot afford a dependency."""
     return cast(Services, request.app.state.services)
+
+
+def project_of(request: Request) -> str:
+    """Return what `ProjectDep` gives, likewise."""
+    return cast(str, request.state.project)
 
 
 async def require_json(request: Request) -> None:

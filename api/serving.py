@@ -11,6 +11,11 @@ from core.errors import FieldError, InvalidError
 
 async def get_engine(request: Request) -> InferenceEngine:
     """Return this process's engine."""
+    return engine_of(request)
+
+
+def engine_of(request: Request) -> InferenceEngine:
+    """Return what `EngineDep` gives, to a route that cannot afford a dependency."""
     engine = request.app.state.services.inference
     assert isinstance(engine, InferenceEngine), "the route exists with the inference role only"
     return engine

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from api.base64_images import json_limit_bytes
-from api.deps import ModelPath, ProjectDep, SettingsDep
+from api.deps import ModelPath, project_of, services_of
 from api.image_bodies import decode_inputs, is_json, media_type_of, read_images
 from api.inference import Predictions
 from api.json_body import parse_json_aside, read_body, validate_body
@@ -21,8 +21,8 @@ from api.schemas.inference import (
 )
 from api.schemas.inline import inline_schema
 from api.schemas.problems import problems
-from api.scores import OutputFunction, Ranked, rank_classes
-from api.serving import EngineDep, answer_headers, predict_named
+from api.scores import OutputFunction, Ranked, is_rejected, rank_classes
+from api.serving import answer_headers, engine_of, predict_named
 
 router = APIRouter(prefix="/v1/models", tags=["inference"])
 
@@ -60,9 +60,6 @@ async def classify(
     *,
     request: Request,
     response: Response,
-    settings: SettingsDep,
-    engine: EngineDep,
-    project: ProjectDep,
     model: ModelPath,
     top_k: Annotated[TopK, Query()] = 5,
     function_to_apply: Annotated[Function, Query()] = "softmax",
@@ -73,6 +70,12 @@ async def classify(
     A raw image, or one image in JSON, gets one list; a form or a list in JSON gets a list for each
     of its images, in order. `parameters` in JSON stand above those of the query.
     """
+    # As dependencies these three would cost each request more than the queue does.
+    settings, engine, project = (
+        services_of(request).settings,
+        engine_of(request),
+        project_of(request),
+    )
     served = await engine.resolve(project, model)
     parameters = ClassifyParameters(
         top_k=top_k, function_to_apply=function_to_apply, threshold=threshold
@@ -107,8 +110,7 @@ def build_scores(
 
 
 def _build_list(classes: Sequence[Ranked], threshold: float | None) -> list[ClassScore]:
-    best = classes[0].score
-    if threshold is not None and best < threshold:
+    if is_rejected(classes, threshold):
         # A label that no class can have: who does not know `rejected` must not take it for one.
-        return [ClassScore(label="", score=best, rejected=True)]
+        return [ClassScore(label="", score=classes[0].score, rejected=True)]
     return [ClassScore(label=one.label, score=one.score) for one in classes]
