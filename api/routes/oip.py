@@ -136,7 +136,7 @@ async def get_model_ready(
                 "inference, loads it",
                 code="model_unloaded",
             )
-        await engine.load(served)
+        await engine.load(served, is_kept=False)
     return ModelReady(name=model)
 
 
