@@ -65,7 +65,11 @@ class Customer:
         except GaveUpError:
             return
         finally:
-            self._client.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
 
     def order(self, plan: Plan, *, dataset_id: str) -> Promise:
         """Create a job, once, however often it takes."""

@@ -138,6 +138,8 @@ class _Run:
         except GaveUpError as error:
             reason = "; ".join(map(str, self._ledger.violations)) or "they took too long"
             raise UnavailableError(f"undisturbed jobs did not end: {reason}") from error
+        finally:
+            first.close()
         self._tell(f"undisturbed: {', '.join(plan.name for plan in plans)}")
 
     def _run_undisturbed(self, first: Customer, plans: list[Plan]) -> list[Plan]:
