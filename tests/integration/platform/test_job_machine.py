@@ -420,7 +420,6 @@ class Jobs(RuleBasedStateMachine):
             assert (job.finished_at is not None) == (job.state in ENDS)
             assert (job.error is not None) == (job.state == "failed")
             assert (job.lease_owner is not None) == (job.state in HELD)
-            assert (job.lease_expires_at is not None) == (job.state in HELD)
             assert (job.claimed_at is not None) == (job.state in HELD)
             assert job.project_id == expected.project
             assert job.ran_s >= 0.0
