@@ -8,29 +8,26 @@ One of the modules of the API that load torch; imported only with the `inference
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import anyio.to_thread
-import numpy as np
 import torch
 from anyio import CapacityLimiter
 from fastapi import Request
-from numpy.typing import NDArray
 
 from api.bundles import check_bundle, make_resident, merge_model
 from api.calls import Call, Predictions, hand_back
 from api.lanes import Lane, Lanes
 from api.metrics import ServingMetrics
 from api.onnx_files import OnnxFiles
+from api.pixels import EncodedImage, Pixels, check_pixels, decode_image
 from api.resolution import ModelResolver, ServedModel
 from api.shadows import SHADOW_PROJECT, Shadows
 from api.timeouts import read_timeout_s
 from api.warm_up import WarmUp
 from core.clock import monotonic_s
-from core.errors import ConflictError, DeadlineError, FieldError, InvalidError
+from core.errors import ConflictError, DeadlineError, InvalidError
 from core.ml.backbones.precision import resolve_device, resolve_precision
-from core.ml.data.preprocess import ImageError, preprocess
 from core.ml.export.bundle import Bundle
 from core.ml.inference.admission import OverloadedError
 from core.ml.inference.batcher import Ticket
@@ -45,25 +42,8 @@ __all__ = [
     "EncodedImage", "InferenceEngine", "OverloadedError", "Pixels", "Predictions", "ServedModel",
 ]  # fmt: skip
 
-#: uint8 (px, px, 3), or float32 (3, px, px) that is normalised already.
-Pixels = NDArray[Any]
-
 _MAX_DECODE_THREADS = 16
-_COLOURS = 3
 _CLOSE_S = 10.0
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """One image of a request.
-
-    Attributes:
-        name: what the caller calls it, for error messages.
-        data: JPEG, PNG, WebP or BMP.
-    """
-
-    name: str
-    data: bytes
 
 
 class InferenceEngine:
@@ -336,7 +316,7 @@ class InferenceEngine:
         for index, image in enumerate(images):
             pixels = None
             if not isinstance(image, EncodedImage):
-                _check_pixels(image, index, resident.image_px)
+                check_pixels(image, index, resident.image_px)
                 pixels = image
             tickets.append(
                 Ticket(
@@ -353,28 +333,5 @@ class InferenceEngine:
             lane.batcher.put([ticket for ticket in tickets if ticket.pixels is not None])
 
     def _decode(self, ticket: Ticket) -> Pixels:
-        image: EncodedImage = ticket.source
         max_pixels = self._settings.max_image_pixels
-        try:
-            return preprocess(
-                image.data,
-                ticket.resident.image_px,
-                max_pixels=max_pixels,
-                version=ticket.resident.preprocess_version,
-            )
-        except ImageError as error:
-            message = f"{image.name}: {error.message}"
-            field = FieldError(f"/{ticket.index}", message, error.code)
-            raise InvalidError(message, code=error.code, fields=(field,)) from error
-
-
-def _check_pixels(pixels: Pixels, index: int, px: int) -> None:
-    shape = (px, px, _COLOURS) if pixels.dtype == np.uint8 else (_COLOURS, px, px)
-    if pixels.dtype in (np.uint8, np.float32) and pixels.shape == shape:
-        return
-    message = (
-        f"image {index} is {pixels.dtype} {pixels.shape}, not uint8 ({px}, {px}, 3) or normalised "
-        f"float32 (3, {px}, {px})"
-    )
-    field = FieldError(f"/{index}", message, "shape_mismatch")
-    raise InvalidError(message, code="shape_mismatch", fields=(field,))
+        return decode_image(ticket.source, ticket.index, ticket.resident, max_pixels=max_pixels)

@@ -203,6 +203,7 @@ class _NullEngine:
 def _build_service() -> Any:  # noqa: ANN401
     import api.bundles  # noqa: PLC0415
     import api.inference  # noqa: PLC0415
+    import api.pixels  # noqa: PLC0415
     from api.app import create_app  # noqa: PLC0415
     from core.platform.db.engine import Database  # noqa: PLC0415
     from core.platform.db.migrate import upgrade_to_head  # noqa: PLC0415
@@ -211,7 +212,7 @@ def _build_service() -> Any:  # noqa: ANN401
 
     pixels = np.zeros((224, 224, 3), dtype=np.uint8)
     api.inference.Engine = _NullEngine  # type: ignore[assignment,misc]
-    api.inference.preprocess = lambda *_, **__: pixels  # type: ignore[assignment]
+    api.pixels.preprocess = lambda *_, **__: pixels  # type: ignore[assignment]
     api.bundles.read_bundle = lambda *_: None  # type: ignore[assignment,return-value]
     settings = Settings.model_validate({"roles": ["inference"], "device": "cpu", "threads": 1})
     upgrade_to_head(settings.resolved_database_url)
