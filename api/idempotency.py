@@ -131,6 +131,6 @@ def _load(
         return load(session, resource_id)
     except NotFoundError as error:
         raise ResourceDeletedError(
-            f"the request with the Idempotency-Key {key.value!r} created {resource_id}, which has been "
-            "deleted since; use a new key to create it again"
+            f"the request with the Idempotency-Key {key.value!r} created {resource_id}, which has "
+            "been deleted since; use a new key to create it again"
         ) from error

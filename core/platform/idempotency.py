@@ -1,7 +1,8 @@
 """Answers given under an `Idempotency-Key`: the same request sent twice creates one resource.
 
-A key is its project's: the same one of another project is another key. The key's row is written in the transaction that creates the resource, so there is never one without
-the other, and of two requests in flight one waits for the other or fails on the primary key.
+A key is its project's: the same one of another project is another key. The key's row is written in
+the transaction that creates the resource, so there is never one without the other, and of two
+requests in flight one waits for the other or fails on the primary key.
 """
 
 import hashlib

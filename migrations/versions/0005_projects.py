@@ -35,9 +35,7 @@ def upgrade() -> None:
             table,
             sa.Column("project_id", sa.String(40), server_default="default", nullable=False),
         )
-        op.create_index(
-            f"ix_{table}_project_created_at", table, ["project_id", "created_at", "id"]
-        )
+        op.create_index(f"ix_{table}_project_created_at", table, ["project_id", "created_at", "id"])
     for column in _build_job_columns():
         op.add_column("jobs", column)
     op.create_index(

@@ -308,15 +308,15 @@ class TestMemory:
         assert try_claim(database, room=self.room(4 * GIB)) is None
         assert job_of(database, big).reserved_by == "w1"
 
-    def test_a_reservation_for_what_may_not_start_holds_nobody_up(
-        self, database: Database
-    ) -> None:
+    def test_a_reservation_for_what_may_not_start_holds_nobody_up(self, database: Database) -> None:
         change(database, "alpha", max_running_jobs=1)
         big = add(database, "alpha", memory_bytes=9 * GIB)
         self.age(database, big, by_s=700)
         assert try_claim(database, room=self.room(4 * GIB)) is None
         small = add(database, "alpha", memory_bytes=0, priority=1)
-        assert try_claim(database, room=self.room(4 * GIB, worker="w2")).row_id == small  # type: ignore[union-attr]
+        started = try_claim(database, room=self.room(4 * GIB, worker="w2"))
+        assert started is not None
+        assert started.row_id == small
         other = add(database, "beta", memory_bytes=GIB)
         claimed = try_claim(database, room=self.room(4 * GIB))
         assert claimed is not None
