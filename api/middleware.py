@@ -24,7 +24,8 @@ _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MAX_JSON_BYTES = 1 << 20
 #: Routes that stream their body and count it themselves.
 _STREAMING = re.compile(
-    r"/v1/datasets/?|/v1/models:import/?|/v1/models/[^/]+/(classify|embeddings)/?|/invocations"
+    r"/v1/datasets/?|/v1/batch_predictions/?|/v1/models:import/?"
+    r"|/v1/models/[^/]+/(classify|embeddings)/?|/invocations"
     r"|/v1/backbones/[^/]+/embeddings"
     r"|/v2/models/[^/]+(/versions/[^/]+)?/infer"
 )

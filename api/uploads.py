@@ -3,11 +3,11 @@
 import errno
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from starlette.requests import Request
 
@@ -41,11 +41,12 @@ class ReceivedArchive:
 
 @asynccontextmanager
 async def receive_archive(
-    request: Request, scratch_dir: Path, *, max_bytes: int
+    request: Request, scratch_dir: Path, *, max_bytes: int, fields: Sequence[str] = _FIELDS
 ) -> AsyncIterator[ReceivedArchive]:
     """Stream the form field `file` into the scratch folder; remove it at the end of the block.
 
-    Whoever wants to keep the file moves it away inside the block.
+    Whoever wants to keep the file moves it away inside the block. Besides it the form may have the
+    plain `fields`; by default those of a dataset.
 
     Raises:
         InvalidError: the form has no file, two of them, or an unknown field.
@@ -58,7 +59,7 @@ async def receive_archive(
         # Unbuffered: nothing is left to be written, and to fail again, when the file is closed.
         with received.path.open("xb", buffering=0) as target:
             mark_live(target)
-            form = _ArchiveForm(target)
+            form = _ArchiveForm(target, fields)
             await read_multipart(request, form.open_part, max_bytes=max_bytes, max_parts=_MAX_PARTS)
             form.complete(received)
             yield received
@@ -66,11 +67,18 @@ async def receive_archive(
         received.path.unlink(missing_ok=True)
 
 
+def clean_file_name(given: str) -> str:
+    """Return the last part of a client's path, printable and not too long."""
+    name = PurePosixPath(given.replace("\\", "/")).name
+    return "".join(char for char in name if char.isprintable())[:300]
+
+
 class _ArchiveForm:
     """Sends the file to disk and keeps the fields."""
 
-    def __init__(self, target: FileIO) -> None:
+    def __init__(self, target: FileIO, fields: Sequence[str]) -> None:
         self._target = target
+        self._allowed = fields
         self._file: _FileSink | None = None
         self._fields: dict[str, FieldSink] = {}
 
@@ -83,8 +91,8 @@ class _ArchiveForm:
                 raise _field_error("file", "send it as a file, with a file name", "required")
             self._file = _FileSink(self._target, header.file_name)
             return self._file
-        if header.name not in _FIELDS:
-            allowed = ", ".join(("file", *_FIELDS))
+        if header.name not in self._allowed:
+            allowed = ", ".join(("file", *self._allowed))
             raise _field_error(header.name, f"unknown field; allowed: {allowed}", "unknown_field")
         if header.name in self._fields:
             raise _field_error(header.name, "given twice", "too_many")

@@ -8,6 +8,7 @@ from typing import NewType
 DatasetId = NewType("DatasetId", str)
 JobId = NewType("JobId", str)
 ModelId = NewType("ModelId", str)
+BatchPredictionId = NewType("BatchPredictionId", str)
 WebhookEndpointId = NewType("WebhookEndpointId", str)
 EventId = NewType("EventId", str)
 
@@ -32,6 +33,11 @@ def new_job_id() -> JobId:
 def new_model_id() -> ModelId:
     """Return a fresh model id, `mdl_…`."""
     return ModelId(f"mdl_{secrets.token_hex(_ID_BYTES)}")
+
+
+def new_batch_prediction_id() -> BatchPredictionId:
+    """Return a fresh batch prediction id, `bp_…`."""
+    return BatchPredictionId(f"bp_{secrets.token_hex(_ID_BYTES)}")
 
 
 def new_webhook_endpoint_id() -> WebhookEndpointId:
@@ -70,6 +76,17 @@ class JobState(StrEnum):
     PAUSED = "paused"  #: nobody works on it until somebody resumes it
     CANCELLING = "cancelling"  #: cancel asked for; the attempt's supervisor has still to stop it
     SUCCEEDED = "succeeded"  #: its model is published; final
+    FAILED = "failed"  #: final, with `error`
+    CANCELLED = "cancelled"  #: final
+
+
+class BatchPredictionState(StrEnum):
+    """Where a batch prediction stands. Terminal states never change."""
+
+    PENDING = "pending"  #: eligible: any worker may claim it
+    RUNNING = "running"  #: one attempt holds the lease
+    CANCELLING = "cancelling"  #: cancel asked for; the attempt's supervisor has still to stop it
+    SUCCEEDED = "succeeded"  #: its results are published; final
     FAILED = "failed"  #: final, with `error`
     CANCELLED = "cancelled"  #: final
 

@@ -29,8 +29,9 @@ def create_app(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_reject_on_worker_lost=False,
         task_serializer="json",
-        # One more for validation and sweeps, and one that may wait for webhooks' receivers.
-        worker_concurrency=settings.worker_slots + 2,
+        # One more for validation and sweeps, one for batch predictions, and one that may wait for
+        # webhooks' receivers.
+        worker_concurrency=settings.worker_slots + 3,
         worker_enable_remote_control=bool(settings.broker_url),
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,

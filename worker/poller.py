@@ -13,7 +13,7 @@ from celery.worker import state as worker_state
 from kombu.exceptions import OperationalError
 
 from core.clock import monotonic_s
-from core.platform.doorbell import DELIVER_TASK, TRAIN_TASK, VALIDATE_TASK
+from core.platform.doorbell import DELIVER_TASK, PREDICT_TASK, TRAIN_TASK, VALIDATE_TASK
 from core.settings import Settings
 from worker.tasks import SWEEP_TASK
 
@@ -47,7 +47,8 @@ class PollerStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is unt
 
     def _ring(self, app: Celery, settings: Settings) -> None:
         waiting = Counter(request.name for request in list(worker_state.reserved_requests))
-        limits = {TRAIN_TASK: settings.worker_slots, VALIDATE_TASK: 1, DELIVER_TASK: 1}
+        limits = {TRAIN_TASK: settings.worker_slots, VALIDATE_TASK: 1, PREDICT_TASK: 1}
+        limits[DELIVER_TASK] = 1
         due = [name for name, limit in limits.items() if waiting[name] < limit]
         if monotonic_s() - self._last_sweep_s >= settings.sweep_interval_s:
             due.append(SWEEP_TASK)

@@ -22,11 +22,13 @@ from core.platform.collection.log import record_sweep
 from core.platform.collection.scratch import remove_abandoned_uploads
 from core.platform.collection.turns import repeat_turn, take_turn
 from core.platform.datasets import repository as datasets
+from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import DatasetRow, JobRow
-from core.platform.doorbell import DELIVER_TASK, TRAIN_TASK, VALIDATE_TASK
+from core.platform.doorbell import DELIVER_TASK, PREDICT_TASK, TRAIN_TASK, VALIDATE_TASK
 from core.platform.jobs import attempts
+from core.platform.predictions import attempts as predictions
 from core.platform.webhooks import deliveries
-from core.types import DatasetState, JobState
+from core.types import BatchPredictionState, DatasetState, JobState
 from worker.runtime import Runtime
 from worker.workdirs import remove_abandoned, remove_dead_workers
 
@@ -96,11 +98,17 @@ def _expire_leases(runtime: Runtime) -> Counter[str]:
     with runtime.database.write() as session:
         lost_jobs = attempts.expire_attempts(session, max_attempts=limit)
         lost_datasets = datasets.expire_attempts(session, max_attempts=limit)
-    for row_id in (*lost_jobs, *lost_datasets):
-        logger.warning("the lease of %s had run out", row_id)
-    for task, lost in ((TRAIN_TASK, lost_jobs), (VALIDATE_TASK, lost_datasets)):
+        lost_predictions = predictions.expire_attempts(session, max_attempts=limit)
+    all_lost = {
+        TRAIN_TASK: lost_jobs,
+        VALIDATE_TASK: lost_datasets,
+        PREDICT_TASK: lost_predictions,
+    }
+    for task, lost in all_lost.items():
+        for row_id in lost:
+            logger.warning("the lease of %s had run out", row_id)
         _ring_times(runtime, task, len(lost))
-    return Counter(expired_leases=len(lost_jobs) + len(lost_datasets))
+    return Counter(expired_leases=sum(len(lost) for lost in all_lost.values()))
 
 
 def _resend_webhooks(runtime: Runtime) -> Counter[str]:
@@ -124,9 +132,13 @@ def _ring(runtime: Runtime) -> Counter[str]:
             return Counter()
         queued = select(func.count()).where(JobRow.state == JobState.QUEUED)
         pending = select(func.count()).where(DatasetRow.state == DatasetState.PENDING)
+        unpredicted = select(func.count()).where(
+            BatchPredictionRow.state == BatchPredictionState.PENDING
+        )
         waiting = {
             TRAIN_TASK: session.scalars(queued).one(),
             VALIDATE_TASK: session.scalars(pending).one(),
+            PREDICT_TASK: session.scalars(unpredicted).one(),
             DELIVER_TASK: int(deliveries.has_due(session)),  # one sends to many
         }
     rings: Counter[str] = Counter()
@@ -173,6 +185,7 @@ def _forget_rows(runtime: Runtime) -> Counter[str]:
             old_sweeps=rows.forget_sweeps(session),
             deleted_models=rows.purge_models(session),
             deleted_datasets=rows.purge_datasets(session),
+            deleted_batch_predictions=rows.purge_predictions(session),
             old_webhook_deliveries=rows.forget_webhook_deliveries(session),
             deleted_webhook_endpoints=rows.purge_webhook_endpoints(session),
         )

@@ -2,8 +2,9 @@
 
 from celery import shared_task
 
-from core.platform.doorbell import DELIVER_TASK, TRAIN_TASK, VALIDATE_TASK
+from core.platform.doorbell import DELIVER_TASK, PREDICT_TASK, TRAIN_TASK, VALIDATE_TASK
 from worker.deliver import deliver_due
+from worker.predicting import predict_next
 from worker.runtime import get_runtime
 from worker.slots import hold_slot
 from worker.sweeper import sweep
@@ -32,6 +33,17 @@ def validate() -> None:
         if slot is None:
             return
         while not runtime.is_draining and validate_next(runtime):
+            runtime.doorbell.ring(DELIVER_TASK)
+
+
+@shared_task(name=PREDICT_TASK)
+def predict() -> None:
+    """Make pending batch predictions until none waits or the worker shuts down."""
+    runtime = get_runtime()
+    with hold_slot(runtime.folder, "predict", 1) as slot:
+        if slot is None:
+            return
+        while not runtime.is_draining and predict_next(runtime):
             runtime.doorbell.ring(DELIVER_TASK)
 
 

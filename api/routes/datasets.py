@@ -1,7 +1,6 @@
 """Upload an archive; watch it become a dataset; delete it."""
 
 import re
-from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, Request, Response
@@ -29,7 +28,7 @@ from api.idempotency import (
 from api.pagination import Page, PageDep
 from api.schemas.datasets import Dataset, DatasetFields, DatasetReport
 from api.schemas.problems import problems
-from api.uploads import ReceivedArchive, receive_archive
+from api.uploads import ReceivedArchive, clean_file_name, receive_archive
 from core.errors import UnavailableError
 from core.platform.collection.naming import BlobCollectedError, ensure_stored
 from core.platform.datasets import MAX_TOLERANCE, repository
@@ -178,7 +177,7 @@ def _accept(
     )
     check_archive(received.path, limits)
 
-    archive_name = _clean_file_name(received.file_name)
+    archive_name = clean_file_name(received.file_name)
     blob = services.store.take_file(received.path, received.sha256)
 
     def create(session: Session) -> tuple[str, DatasetRow]:
@@ -214,9 +213,3 @@ def _parse_fields(fields: dict[str, str]) -> DatasetFields:
     except ValidationError as error:
         details = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors()]
         raise RequestValidationError(details) from error
-
-
-def _clean_file_name(given: str) -> str:
-    """Return the last part of a client's path, printable and not too long."""
-    name = PurePosixPath(given.replace("\\", "/")).name
-    return "".join(char for char in name if char.isprintable())[:300]

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 TRAIN_TASK = "job.train"
 VALIDATE_TASK = "dataset.validate"
 DELIVER_TASK = "webhook.deliver"
+PREDICT_TASK = "batch_prediction.run"
 
 #: More rings than a broker takes in a moment; each wakes at most one worker.
 _MOST_WAITING = 256

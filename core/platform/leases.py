@@ -13,9 +13,10 @@ from sqlalchemy import ColumnElement, ScalarSelect, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform.db.clock import db_now
+from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import DatasetRow, JobRow, WebhookDeliveryRow
 
-LeasedRow = TypeVar("LeasedRow", DatasetRow, JobRow, WebhookDeliveryRow)
+LeasedRow = TypeVar("LeasedRow", DatasetRow, JobRow, WebhookDeliveryRow, BatchPredictionRow)
 
 
 class LeaseLostError(Exception):
@@ -27,7 +28,7 @@ class Claim:
     """The right to write to one row.
 
     Attributes:
-        row_id: the claimed dataset's or job's id.
+        row_id: the id of what was claimed.
         attempt: fencing token, from 1.
         owner: who claimed, for people.
     """

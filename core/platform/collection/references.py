@@ -7,8 +7,10 @@ from sqlalchemy import ColumnElement, Select, String, cast, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform.db.clock import db_now
+from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import DatasetRow, JobRow, ModelRow
 from core.platform.jobs.states import TERMINAL
+from core.platform.predictions.states import TERMINAL as ENDED_PREDICTIONS
 from core.types import DatasetState
 
 #: How long the files of a deleted model are still there for requests that have read its row.
@@ -21,6 +23,14 @@ _ALIVE_DATASET = DatasetRow.deleted_at.is_(None)
 _HAS_ARCHIVE = _ALIVE_DATASET & (DatasetRow.state != DatasetState.INVALID)
 #: A job that has ended is never resumed.
 _HAS_CHECKPOINT = JobRow.state.not_in(TERMINAL)
+#: A prediction holds what it reads until it has ended, whatever becomes of model and dataset.
+_HAS_INPUTS = BatchPredictionRow.state.not_in(ENDED_PREDICTIONS)
+_PREDICTION_INPUTS = (
+    BatchPredictionRow.archive_sha256,
+    BatchPredictionRow.manifest_sha256,
+    BatchPredictionRow.adapter_sha256,
+    BatchPredictionRow.config_sha256,
+)
 _MODEL_BLOBS = (
     ModelRow.adapter_sha256,
     ModelRow.config_sha256,
@@ -45,6 +55,9 @@ def is_referenced(session: Session, sha256: str) -> bool:
             _HAS_CHECKPOINT & (JobRow.checkpoint_sha256 == sha256),
             _is_readable() & or_(*(column == sha256 for column in _MODEL_BLOBS)),
             _is_readable() & _text_holds(ModelRow.figures, sha256),
+            _HAS_INPUTS & or_(*(column == sha256 for column in _PREDICTION_INPUTS)),
+            _HAS_INPUTS & _text_holds(BatchPredictionRow.caches, sha256),
+            _has_results() & (BatchPredictionRow.results_sha256 == sha256),
         )
     )
 
@@ -59,6 +72,11 @@ def _is_readable() -> ColumnElement[bool]:
     return ModelRow.deleted_at.is_(None) | (ModelRow.deleted_at > db_now() - READ_GRACE_S)
 
 
+def _has_results() -> ColumnElement[bool]:
+    deleted_at = BatchPredictionRow.deleted_at
+    return deleted_at.is_(None) | (deleted_at > db_now() - READ_GRACE_S)
+
+
 def _text_holds(column: InstrumentedAttribute[Any], sha256: str) -> ColumnElement[bool]:
     """Return the condition that a JSON column holds a digest anywhere: rather once too often."""
     return cast(column, String).contains(sha256)
@@ -70,6 +88,10 @@ def _list_digests(session: Session) -> Iterator[str]:
     yield from _flatten(session, datasets)
     yield from _flatten(session, select(JobRow.checkpoint_sha256).where(_HAS_CHECKPOINT))
     yield from _flatten(session, select(*_MODEL_BLOBS, ModelRow.figures).where(_is_readable()))
+    inputs = select(*_PREDICTION_INPUTS, BatchPredictionRow.caches).where(_HAS_INPUTS)
+    yield from _flatten(session, inputs)
+    results = select(BatchPredictionRow.results_sha256).where(_has_results())
+    yield from _flatten(session, results)
 
 
 def _flatten(session: Session, query: "Select[*tuple[object, ...]]") -> Iterator[str]:

@@ -7,6 +7,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform.collection.references import READ_GRACE_S
 from core.platform.db.clock import db_now
+from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import (
     DatasetRow,
     IdempotencyRow,
@@ -51,6 +52,12 @@ def purge_datasets(session: Session) -> int:
     unused = ~exists().where(JobRow.dataset_id == DatasetRow.id)
     unused &= ~exists().where(ModelRow.dataset_id == DatasetRow.id)
     return _delete(session, DatasetRow.id, _older(DatasetRow.deleted_at, READ_GRACE_S) & unused)
+
+
+def purge_predictions(session: Session) -> int:
+    """Delete the rows of deleted batch predictions that no request can be reading any more."""
+    is_old = _older(BatchPredictionRow.deleted_at, READ_GRACE_S)
+    return _delete(session, BatchPredictionRow.id, is_old)
 
 
 def forget_webhook_deliveries(session: Session) -> int:

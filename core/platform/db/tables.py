@@ -15,6 +15,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.platform.db import model_tables as _model_tables  # noqa: F401 - registers them too
+from core.platform.db import prediction_tables as _prediction_tables  # noqa: F401 - likewise
 from core.platform.db.base import Base, JsonObject, Leased
 from core.platform.db.clock import db_now
 from core.types import DEFAULT_PROJECT, DatasetState, DeliveryState, JobState

@@ -7,7 +7,7 @@ ALL_EVENTS = "*"
 
 
 class WebhookEventType(StrEnum):
-    """Types of events; those of jobs and datasets end in the state that was entered."""
+    """Types of events; all end in the state that was entered."""
 
     JOB_SUCCEEDED = "fine_tuning.job.succeeded"
     JOB_FAILED = "fine_tuning.job.failed"
@@ -15,6 +15,9 @@ class WebhookEventType(StrEnum):
     DATASET_READY = "dataset.ready"
     DATASET_INVALID = "dataset.invalid"
     DATASET_FAILED = "dataset.failed"
+    BATCH_PREDICTION_SUCCEEDED = "batch_prediction.succeeded"
+    BATCH_PREDICTION_FAILED = "batch_prediction.failed"
+    BATCH_PREDICTION_CANCELLED = "batch_prediction.cancelled"
 
 
 #: Sent when somebody asks for it, whatever types the endpoint wants.

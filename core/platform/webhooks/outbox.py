@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.platform.db.clock import db_now
+from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import (
     DatasetRow,
     JobRow,
@@ -18,8 +19,13 @@ from core.platform.db.tables import (
     WebhookEndpointRow,
 )
 from core.platform.webhooks.event_types import TEST_EVENT, WebhookEventType, wants
-from core.platform.webhooks.payloads import build_payload, describe_dataset, describe_job
-from core.types import DatasetState, JobState, new_event_id
+from core.platform.webhooks.payloads import (
+    build_payload,
+    describe_dataset,
+    describe_job,
+    describe_prediction,
+)
+from core.types import BatchPredictionState, DatasetState, JobState, new_event_id
 
 _JOB_EVENTS = {
     JobState.SUCCEEDED: WebhookEventType.JOB_SUCCEEDED,
@@ -30,6 +36,11 @@ _DATASET_EVENTS = {
     DatasetState.READY: WebhookEventType.DATASET_READY,
     DatasetState.INVALID: WebhookEventType.DATASET_INVALID,
     DatasetState.FAILED: WebhookEventType.DATASET_FAILED,
+}
+_PREDICTION_EVENTS = {
+    BatchPredictionState.SUCCEEDED: WebhookEventType.BATCH_PREDICTION_SUCCEEDED,
+    BatchPredictionState.FAILED: WebhookEventType.BATCH_PREDICTION_FAILED,
+    BatchPredictionState.CANCELLED: WebhookEventType.BATCH_PREDICTION_CANCELLED,
 }
 
 
@@ -58,6 +69,19 @@ def tell_dataset_end(session: Session, dataset_id: str) -> None:
     _tell(session, dataset, event_type, describe_dataset(dataset))
 
 
+def tell_prediction_end(session: Session, prediction_id: str) -> None:
+    """Owe every endpoint of a batch prediction's project, that wants it, the news of its end.
+
+    Args:
+        session: the transaction that ends the prediction, after it has done so.
+        prediction_id: the prediction.
+    """
+    session.flush()
+    row = session.get_one(BatchPredictionRow, prediction_id, populate_existing=True)
+    event_type = _PREDICTION_EVENTS[BatchPredictionState(row.state)]
+    _tell(session, row, event_type, describe_prediction(row))
+
+
 def add_test(session: Session, endpoint: WebhookEndpointRow) -> WebhookDeliveryRow:
     """Owe an endpoint an event that tells of nothing."""
     now_s = session.scalars(select(db_now())).one()
@@ -71,7 +95,10 @@ def add_test(session: Session, endpoint: WebhookEndpointRow) -> WebhookDeliveryR
 
 
 def _tell(
-    session: Session, subject: JobRow | DatasetRow, event_type: str, data: Mapping[str, Any]
+    session: Session,
+    subject: JobRow | DatasetRow | BatchPredictionRow,
+    event_type: str,
+    data: Mapping[str, Any],
 ) -> None:
     open_endpoints = select(WebhookEndpointRow).where(
         WebhookEndpointRow.project_id == subject.project_id,

@@ -1,4 +1,4 @@
-"""What an event says: the job or dataset in the words of the API, small, as it was at that moment.
+"""What an event says: its subject in the words of the API, small, as it was at that moment.
 
 Lists that may be long (classes, reports, a job's full spec) are left out; `links` lead to them.
 """
@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import DatasetRow, JobRow
 from core.types import to_rfc3339
 
@@ -69,6 +70,28 @@ def describe_dataset(dataset: DatasetRow) -> dict[str, Any]:
         "error": _shorten_error(dataset.error),
         "created_at": _to_unix_s(dataset.created_at),
         "finished_at": _to_unix_s(dataset.finished_at),
+        "links": links,
+    }
+
+
+def describe_prediction(row: BatchPredictionRow) -> dict[str, Any]:
+    """Return a batch prediction as `GET /v1/batch_predictions/{id}` names its fields."""
+    links = {"batch_prediction": f"/v1/batch_predictions/{row.id}"}
+    if row.results_sha256 is not None:
+        links["results"] = f"/v1/batch_predictions/{row.id}/results"
+    return {
+        "id": row.id,
+        "object": "batch_prediction",
+        "status": row.state,
+        "model": row.model_reference,
+        "model_id": row.model_id,
+        "dataset_id": row.dataset_id,
+        "images": row.images,
+        "counts": row.counts,
+        "error": _shorten_error(row.error),
+        "created_at": _to_unix_s(row.created_at),
+        "started_at": _to_unix_s(row.started_at),
+        "finished_at": _to_unix_s(row.finished_at),
         "links": links,
     }
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from api.scores import OutputFunction, Ranked, apply_function, rank_classes
+from api.scores import OutputFunction, Ranked, apply_function, is_rejected, rank_classes
 
 _LOGITS = np.array([[2.0, -1.0, 0.5], [-700.0, 700.0, 0.0]], dtype=np.float32)
 
@@ -39,3 +39,9 @@ def test_classes_whose_probabilities_round_to_the_same_are_told_apart_by_their_l
     ranked = rank_classes(logits, ["worst", "worse", "best"], top_k=9)
     assert [one.label for one in ranked[0]] == ["best", "worse", "worst"]
     assert [one.score for one in ranked[0]] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(None, False), (0.5, False), (0.6, True)])
+def test_an_image_is_rejected_below_the_threshold(threshold: float | None, expected: bool) -> None:
+    ranked = [Ranked(1, "b", 0.5), Ranked(0, "a", 0.4)]
+    assert is_rejected(ranked, threshold) is expected

@@ -8,7 +8,7 @@ from celery import Celery
 from celery.worker import state as worker_state
 from kombu.exceptions import OperationalError
 
-from core.platform.doorbell import DELIVER_TASK, TRAIN_TASK, VALIDATE_TASK
+from core.platform.doorbell import DELIVER_TASK, PREDICT_TASK, TRAIN_TASK, VALIDATE_TASK
 from core.settings import Settings
 from worker.poller import PollerStep
 from worker.tasks import SWEEP_TASK
@@ -73,14 +73,14 @@ def test_every_tick_rings_for_work_and_the_sweep_comes_at_its_interval() -> None
     timer = start(app)
     timer.tick()
     timer.tick()
-    work = [TRAIN_TASK, VALIDATE_TASK, DELIVER_TASK]
+    work = [TRAIN_TASK, VALIDATE_TASK, PREDICT_TASK, DELIVER_TASK]
     assert app.sent == [*work, SWEEP_TASK, *work]
 
 
 def test_rings_that_still_wait_are_not_doubled(nothing_waits: list[Any]) -> None:
     app = Broker(Settings(worker_slots=2))
     timer = start(app)
-    waiting = (TRAIN_TASK, VALIDATE_TASK, DELIVER_TASK)
+    waiting = (TRAIN_TASK, VALIDATE_TASK, PREDICT_TASK, DELIVER_TASK)
     nothing_waits += [SimpleNamespace(name=name) for name in waiting]
     timer.tick()
     assert app.sent == [TRAIN_TASK, SWEEP_TASK]  # a slot for training is left
@@ -98,4 +98,4 @@ def test_a_broker_that_is_gone_does_not_stop_the_rings(error: Exception) -> None
     assert app.sent == [TRAIN_TASK]  # the others would only hold up the main process, each anew
     app.error = None
     timer.tick()
-    assert app.sent[1:] == [TRAIN_TASK, VALIDATE_TASK, DELIVER_TASK, SWEEP_TASK]
+    assert app.sent[1:] == [TRAIN_TASK, VALIDATE_TASK, PREDICT_TASK, DELIVER_TASK, SWEEP_TASK]

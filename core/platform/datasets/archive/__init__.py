@@ -10,6 +10,7 @@ from core.platform.datasets.archive.entries import (
     ArchiveLimits,
     ArchiveSummary,
 )
+from core.platform.datasets.archive.layout import read_pictures
 from core.platform.datasets.archive.reader import Archive, check_archive, open_archive
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "ArchiveSummary",
     "check_archive",
     "open_archive",
+    "read_pictures",
 ]

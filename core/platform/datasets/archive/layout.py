@@ -55,16 +55,7 @@ def read_layout(members: Sequence[Member]) -> Layout:
     Raises:
         ArchiveError: when the paths allow no reading, or more than one.
     """
-    if not members:
-        raise ArchiveError("The archive is empty: add class folders.", code="archive_empty")
-    files = [m for m in members if not m.is_folder and not is_litter(m.name)]
-    images = [m for m in files if is_image(m.name)]
-    if not images:
-        raise ArchiveError(
-            f"The archive holds no images (JPEG, PNG, WebP or BMP). Expected: {_LAYOUTS}.",
-            code="no_images",
-        )
-    _refuse_duplicates(images)
+    files, images = _find_images(members, wanted=_LAYOUTS)
     skip = _wrapper_depth([m.name.split("/") for m in images])
     paths = [m.name.split("/")[skip:] for m in images]
     has_splits = _has_splits(images, paths)
@@ -100,6 +91,32 @@ def read_layout(members: Sequence[Member]) -> Layout:
         ignored_files=len(files) - len(images),
         empty_classes=_empty_classes(folders, class_at, classes, has_splits=has_splits),
     )
+
+
+def read_pictures(members: Sequence[Member]) -> Layout:
+    """Return all images, in whatever folders they lie: the layout of what has no labels.
+
+    Raises:
+        ArchiveError: when there is no image, or two share a name.
+    """
+    files, images = _find_images(members, wanted="images, in any folders or none")
+    entries = tuple(ArchiveEntry(m.name, None, "", m.size_bytes, m.index) for m in images)
+    return Layout(entries, (), False, len(files) - len(images), ())  # noqa: FBT003 - no splits
+
+
+def _find_images(members: Sequence[Member], *, wanted: str) -> tuple[list[Member], list[Member]]:
+    """Return the files that are no litter, and the images among them."""
+    if not members:
+        raise ArchiveError(f"The archive is empty. Expected: {wanted}.", code="archive_empty")
+    files = [m for m in members if not m.is_folder and not is_litter(m.name)]
+    images = [m for m in files if is_image(m.name)]
+    if not images:
+        raise ArchiveError(
+            f"The archive holds no images (JPEG, PNG, WebP or BMP). Expected: {wanted}.",
+            code="no_images",
+        )
+    _refuse_duplicates(images)
+    return files, images
 
 
 def _refuse_duplicates(images: Iterable[Member]) -> None:

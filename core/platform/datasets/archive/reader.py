@@ -1,7 +1,7 @@
 """Open an archive of any supported kind, and say at upload time whether it can become a dataset."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +11,7 @@ from core.platform.datasets.archive.entries import (
     ArchiveError,
     ArchiveLimits,
     ArchiveSummary,
+    Member,
     MemberSource,
     shown,
 )
@@ -102,19 +103,25 @@ class Archive:
         )
 
 
-def open_archive(path: Path, limits: ArchiveLimits) -> Archive:
+def open_archive(
+    path: Path,
+    limits: ArchiveLimits,
+    *,
+    read: Callable[[Sequence[Member]], Layout] = read_layout,
+) -> Archive:
     """List and check an archive; the caller closes it.
 
     Args:
         path: the uploaded bytes; the kind is told by content, never by name.
         limits: how much it may hold.
+        read: finds the images among the members; class folders by default.
 
     Raises:
         ArchiveError: with the code of what is wrong, see `entries`.
     """
     source = _open_source(path, limits)
     try:
-        layout = read_layout(source.members)
+        layout = read(source.members)
         for entry in layout.entries:
             _check_size(entry, limits)
     except BaseException:
@@ -123,7 +130,12 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Archive:
     return Archive(source, layout)
 
 
-def check_archive(path: Path, limits: ArchiveLimits) -> ArchiveSummary:
+def check_archive(
+    path: Path,
+    limits: ArchiveLimits,
+    *,
+    read: Callable[[Sequence[Member]], Layout] = read_layout,
+) -> ArchiveSummary:
     """Return what an archive holds, or raise what makes it unfit; reads no image.
 
     Takes milliseconds for a zip; a compressed tar is inflated once.
@@ -131,7 +143,7 @@ def check_archive(path: Path, limits: ArchiveLimits) -> ArchiveSummary:
     Raises:
         ArchiveError: with the code of what is wrong, see `entries`.
     """
-    with open_archive(path, limits) as archive:
+    with open_archive(path, limits, read=read) as archive:
         return archive.summary()
 
 
