@@ -75,6 +75,12 @@ class ControlMetrics(Collector):
             yield _family("idat_jobs", "Jobs, by state.", "state", self._overview.jobs)
             yield _family("idat_datasets", "Datasets, by state.", "state", self._overview.datasets)
             yield _family(
+                "idat_batch_predictions",
+                "Batch predictions, by state.",
+                "state",
+                self._overview.batch_predictions,
+            )
+            yield _family(
                 "idat_leases", "Leases that workers hold, by kind.", "kind", self._overview.leases
             )
             yield GaugeMetricFamily(

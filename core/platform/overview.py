@@ -9,8 +9,9 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from core.platform.db.clock import db_now
+from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import DatasetRow, JobRow, SweepRow
-from core.types import DatasetState, JobState
+from core.types import BatchPredictionState, DatasetState, JobState
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Overview:
     Attributes:
         jobs: state → jobs.
         datasets: state → datasets that are not deleted.
+        batch_predictions: state → batch predictions that are not deleted.
         oldest_queued_s: age of the job that has waited longest, 0 where none waits.
         leases: kind of row → leases that hold now.
     """
 
     jobs: Mapping[str, int]
     datasets: Mapping[str, int]
+    batch_predictions: Mapping[str, int]
     oldest_queued_s: float
     leases: Mapping[str, int]
 
@@ -34,21 +37,27 @@ def read_overview(session: Session) -> Overview:
     """Return the numbers of now; by indexes, whatever has piled up."""
     jobs = select(JobRow.state, func.count()).group_by(JobRow.state)
     datasets = select(DatasetRow.state, func.count()).group_by(DatasetRow.state)
+    row = BatchPredictionRow
+    predictions = select(row.state, func.count()).where(row.deleted_at.is_(None))
     oldest = select(db_now() - func.min(JobRow.created_at))
     oldest = oldest.where(JobRow.state == JobState.QUEUED.value)
     leases = {
         name: select(func.count()).select_from(table).where(table.lease_expires_at > db_now())
-        for name, table in (("job", JobRow), ("dataset", DatasetRow))
+        for name, table in (("job", JobRow), ("dataset", DatasetRow), ("batch_prediction", row))
     }
     return Overview(
         jobs=_count(session, jobs, JobState),
         datasets=_count(session, datasets.where(DatasetRow.deleted_at.is_(None)), DatasetState),
+        batch_predictions=_count(session, predictions.group_by(row.state), BatchPredictionState),
         oldest_queued_s=max(0.0, session.scalar(oldest) or 0.0),
         leases={name: session.scalar(count) or 0 for name, count in leases.items()},
     )
 
 
-def _count(session: Session, statement: Select[str, int], states: type[StrEnum]) -> Mapping[str, int]:
+def _count(
+    session: Session, statement: Select[str, int], states: type[StrEnum]
+) -> Mapping[str, int]:
+    """Return the rows by state; a state without any counts 0."""
     found = {row[0]: row[1] for row in session.execute(statement)}
     return {state.value: found.get(state.value, 0) for state in states}
 

@@ -28,7 +28,7 @@ def upgrade() -> None:
         sa.Column("split", sa.String(length=10), nullable=True),
         sa.Column("archive_sha256", sa.String(length=64), nullable=False),
         sa.Column("archive_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("archive_name", sa.String(length=300), server_default="", nullable=False),
+        sa.Column("archive_name", sa.String(length=300), nullable=False),
         sa.Column("manifest_sha256", sa.String(length=64), nullable=True),
         sa.Column("caches", sa.JSON(), nullable=False),
         sa.Column("parameters", sa.JSON(), nullable=False),

@@ -34,7 +34,7 @@ class BatchPredictionRow(Leased, Base):
     split: Mapped[str | None] = mapped_column(String(10), default=None)
     archive_sha256: Mapped[str] = mapped_column(_SHA256)
     archive_bytes: Mapped[int] = mapped_column(BigInteger)
-    archive_name: Mapped[str] = mapped_column(String(300), default="", server_default="")
+    archive_name: Mapped[str] = mapped_column(String(300), default="")
     #: null for an archive
     manifest_sha256: Mapped[str | None] = mapped_column(_SHA256, default=None)
     #: side length in pixels, as text -> SHA-256 of that image cache of the dataset

@@ -10,6 +10,7 @@ from api import control_metrics
 from core.platform.collection.log import record_sweep
 from tests.integration.api.models import build_files, build_picture, classify, import_model
 from tests.integration.api.rig import Rig
+from tests.integration.predictions.rows import add as add_prediction
 
 _Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -52,6 +53,10 @@ class TestControl:
         assert after[name("idat_jobs", state="queued")] == 1
         assert after[name("idat_oldest_queued_seconds")] > 0
         assert after[name("idat_leases", kind="job")] == 0
+        assert after[name("idat_leases", kind="batch_prediction")] == 0
+        assert after[name("idat_batch_predictions", state="pending")] == 0
+        add_prediction(rig.database)
+        assert scrape(rig)[name("idat_batch_predictions", state="pending")] == 1
 
     def test_what_sweeps_do_is_counted_once(self, rig: Rig) -> None:
         def sweep(counts: dict[str, int], faults: dict[str, str]) -> None:

@@ -30,6 +30,7 @@ OWN = {
     ("get", "/v1/datasets"), ("post", "/v1/datasets"), ("get", "/v1/fine_tuning/jobs"),
     ("post", "/v1/fine_tuning/jobs"), ("get", "/v1/models"), ("post", "/v1/models:import"),
     ("get", "/v1/webhook_endpoints"), ("post", "/v1/webhook_endpoints"),
+    ("get", "/v1/batch_predictions"), ("post", "/v1/batch_predictions"),
     ("get", "/v1/projects/current"), ("post", "/v2/repository/index"), ("post", "/invocations"),
 }  # fmt: skip
 #: Routes whose path names the caller's own, and whose body what may be another's: 422.
@@ -71,8 +72,14 @@ def ids(two: Rig, folder: Path) -> dict[str, str]:
     assert alias.status_code in (200, 201), alias.text
     url = "https://93.184.216.34/hook"
     endpoint = two.client.post("/v1/webhook_endpoints", json={"url": url})
+    form = {"file": ("pictures.zip", build_zip())}
+    prediction = two.client.post(
+        "/v1/batch_predictions", files=form, data={"model": "animals@production"}
+    )
+    assert prediction.status_code == 202, prediction.text
     return {
         "dataset_id": dataset_id,
+        "batch_prediction_id": prediction.json()["id"],
         "job_id": job.json()["id"],
         "model": model_id,
         "name": "animals",
@@ -109,6 +116,7 @@ class TestIsolation:
         """A new one must take an id of one of these kinds, or be named above with a reason."""
         names = set(re.findall(r"{(\w+)}", path))
         known = {"dataset_id", "job_id", "model", "name", "alias", "endpoint_id", "version"}
+        known |= {"batch_prediction_id"}
         assert path in OF_NOBODY or (method, path) in OWN or (names and names <= known)
 
     def test_what_is_anothers_is_answered_like_what_is_not(
@@ -121,6 +129,7 @@ class TestIsolation:
             "name": "unknown",
             "alias": "production",
             "endpoint_id": "whk_" + "0" * 24,
+            "batch_prediction_id": "bp_" + "0" * 24,
             "version": "1",
         }
         before = self.picture(two, ids)
@@ -157,6 +166,7 @@ class TestIsolation:
             f"/v1/models/{ids['model']}",
             "/v1/models/animals/aliases/production",
             f"/v1/webhook_endpoints/{ids['endpoint_id']}",
+            f"/v1/batch_predictions/{ids['batch_prediction_id']}",
         ]
         answers = [two.client.get(path) for path in paths]
         assert [answer.status_code for answer in answers] == [200] * len(paths)
@@ -164,7 +174,7 @@ class TestIsolation:
 
     def test_lists_show_the_own_alone(self, two: Rig, ids: dict[str, str]) -> None:
         lists = [path for method, path in OWN if method == "get" and not path.endswith("current")]
-        assert len(lists) == 4
+        assert len(lists) == 5
         for path in lists:
             own = two.client.get(path).json()["data"]
             assert len(own) == 1, path

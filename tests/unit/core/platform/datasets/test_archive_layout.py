@@ -4,7 +4,7 @@ import pytest
 
 from core.platform.datasets.archive import ArchiveError
 from core.platform.datasets.archive.entries import Member
-from core.platform.datasets.archive.layout import read_layout
+from core.platform.datasets.archive.layout import read_layout, read_pictures
 from core.types import Split
 
 
@@ -111,3 +111,34 @@ def test_the_message_names_the_member_and_the_way_out() -> None:
         ArchiveError, match=r"'lost\.jpg' lies in no class folder.*class/image\.jpg"
     ):
         read_layout(members("a/1.jpg", "b/1.jpg", "lost.jpg"))
+
+
+class TestPictures:
+    """What has no labels: batch predictions."""
+
+    def test_images_in_any_folders_keep_their_order(self) -> None:
+        layout = read_pictures(members("z/1.jpg", "2.png", "a/b/c/3.gif", "notes.txt", "empty/"))
+        assert [(e.name, e.index) for e in layout.entries] == [
+            ("z/1.jpg", 0),
+            ("2.png", 1),
+            ("a/b/c/3.gif", 2),
+        ]
+        assert (layout.classes, layout.has_splits, layout.ignored_files) == ((), False, 1)
+
+    def test_one_folder_or_none_will_do(self) -> None:
+        assert len(read_pictures(members("1.jpg")).entries) == 1
+        assert len(read_pictures(members("only/1.jpg", "only/2.jpg")).entries) == 2
+
+    @pytest.mark.parametrize(
+        ("names", "code"),
+        [
+            ((), "archive_empty"),
+            (("a/",), "no_images"),
+            (("readme.txt", ".hidden.png", "__MACOSX/1.jpg"), "no_images"),
+            (("1.jpg", "1.JPG"), "duplicate_name"),
+        ],
+    )
+    def test_what_is_refused(self, names: tuple[str, ...], code: str) -> None:
+        with pytest.raises(ArchiveError) as caught:
+            read_pictures(members(*names))
+        assert caught.value.code == code
