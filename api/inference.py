@@ -5,35 +5,29 @@ threads → the network's thread takes what is ready, models mixed → the event
 One of the modules of the API that load torch; imported only with the `inference` role.
 """
 
-import asyncio
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import anyio.to_thread
-import torch
 from anyio import CapacityLimiter
 from fastapi import Request
 
-from api.bundles import check_bundle, make_resident, merge_model
+from api.bundles import merge_model
 from api.calls import Call, Predictions, hand_back
-from api.lanes import Lane, Lanes
 from api.metrics import ServingMetrics
+from api.networks import LocalNetworks, Networks, Seat
 from api.onnx_files import OnnxFiles
 from api.pixels import EncodedImage, Pixels, check_pixels, decode_image
 from api.resolution import ModelResolver, ServedModel
 from api.shadows import SHADOW_PROJECT, Shadows
 from api.timeouts import read_timeout_s
-from api.warm_up import WarmUp
 from core.clock import monotonic_s
-from core.errors import ConflictError, DeadlineError, InvalidError
-from core.ml.backbones.precision import resolve_device, resolve_precision
+from core.errors import InvalidError, RateLimitedError, UnavailableError
 from core.ml.export.bundle import Bundle
 from core.ml.inference.admission import OverloadedError
 from core.ml.inference.batcher import Ticket
 from core.ml.inference.decoding import DecodePool
-from core.ml.inference.engine import Engine, Resident
-from core.ml.inference.residency import Residency
 from core.platform.db.engine import Database
 from core.platform.storage.base import BlobStore
 from core.settings import Settings
@@ -51,35 +45,20 @@ class InferenceEngine:
 
     def __init__(self, settings: Settings, store: BlobStore, database: Database) -> None:
         """Start the threads, and the loading of the backbones that will be wanted first."""
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        device = resolve_device(settings.device)
-        precision = resolve_precision(settings.inference_precision, device)
-        #: number format of the networks: `fp32` or `bf16`
-        self.precision: str = precision.value
         self._settings = settings
         self._store = store
-        self._engine = Engine(
-            device=device,
-            precision=precision,
-            weights_dir=settings.weights_dir,
-            max_batch=settings.inference_max_batch,
-        )
-        self.metrics = ServingMetrics(precision=self.precision)
         self._resolver = ModelResolver(database)
-        self.residency: Residency[ServedModel] = Residency(
-            lambda model: make_resident(self._engine, self._store, model),
-            self._engine.evict,
-            max_bytes=settings.inference_bank_bytes,
-        )
         self._decoding = DecodePool(
             settings.inference_decode_threads or min(os.cpu_count() or 1, _MAX_DECODE_THREADS),
             self._decode,
-            ready=lambda ticket: self.lanes.get(ticket.resident.backbone).batcher.put([ticket]),
+            ready=lambda ticket: self.networks.put([ticket]),
             failed=lambda ticket: hand_back([ticket]),
             weight_of=self._resolver.weight_of,
         )
-        self.lanes = Lanes(self._build_lane)
+        #: where images go once they are decoded: here, or in an engine process
+        self.networks = self._build_networks(database)
+        self.metrics = ServingMetrics()
+        self.metrics.registry.register(self.networks.collector)
         self._shadows = Shadows(database, predict=self._predict_shadow, is_idle=self._is_idle)
         self._merging = CapacityLimiter(1)
         #: models as ONNX files
@@ -89,16 +68,14 @@ class InferenceEngine:
             store=store,
             weights_dir=settings.weights_dir,
         )
-        self._warm_up = WarmUp(self._engine.prepare, database, settings.warm_backbones)
-        self.metrics.watch(self.residency, self.lanes.list_all)
+
+    async def start(self) -> None:
+        """Begin, on the event loop that requests will run on."""
+        await self.networks.start()
 
     def find_fault(self) -> str | None:
         """Return why no image should be sent here now, or None."""
-        faults = [
-            self._warm_up.find_fault(),
-            *(lane.find_fault() for lane in self.lanes.list_all()),
-        ]
-        return "; ".join(fault for fault in faults if fault) or None
+        return self.networks.find_fault()
 
     def check_admission(self, project: str, reference: str | None) -> None:
         """Refuse a request before its body is read, if it would be refused after that.
@@ -112,9 +89,7 @@ class InferenceEngine:
             OverloadedError: everybody together has.
         """
         model = self._resolver.find_known(project, reference) if reference else None
-        lane = self.lanes.find(model.backbone) if model else None
-        if lane is not None:
-            lane.admission.check(project)
+        self.networks.check_admission(project, model)
 
     async def resolve(self, project: str, reference: str) -> ServedModel:
         """Return the model that an id, a name or `name@alias` means to a project.
@@ -161,35 +136,31 @@ class InferenceEngine:
         longest_s = self._settings.inference_deadline_s
         timeout_s = longest_s if deadline_s is None else min(deadline_s, longest_s)
         due_s = monotonic_s() + timeout_s
-        lane = self.lanes.get(model.backbone)
         count = len(images)
         try:
-            lane.admission.enter(project, count)
-        except Exception as error:
+            seat = await self.networks.book(model, project, count, timeout_s)
+        except (RateLimitedError, UnavailableError) as error:
             self.metrics.count_rejection(error)
             raise
         try:
-            resident = await self._pin(model, timeout_s)
-            try:
-                call = Call(
-                    model.id,
-                    model.classes,
-                    count,
-                    precision=self.precision,
-                    retire=lambda: self._retire(lane, model, project, count),
-                )
-                tickets = self._build_tickets(call, resident, images, project, due_s)
-            except BaseException:
-                self.residency.unpin(model.key)
-                raise
+            call = Call(
+                model.id,
+                model.classes,
+                count,
+                precision=self.networks.precision,
+                retire=lambda: self.networks.leave(seat),
+            )
+            tickets = self._build_tickets(call, seat, images, due_s)
         except BaseException:
-            lane.admission.leave(project, count)
+            self.networks.leave(seat)
             raise
-        self._send(lane, tickets)
+        self._send(tickets)
         try:
             predictions = await call.wait(due_s - monotonic_s(), request)
-        except Exception as error:
-            self.metrics.count_failure(model.id, error)
+        except BaseException as error:
+            self.networks.give_up(seat)
+            if isinstance(error, Exception):
+                self.metrics.count_failure(model.id, error)
             raise
         self.metrics.count_answer(model.id, count, predictions)
         if model.shadow is not None:
@@ -206,32 +177,23 @@ class InferenceEngine:
         Raises:
             ConflictError: `bank_full`: the models that are kept already leave no room for it.
         """
-        await self._pin(model, None)
-        try:
-            if is_kept and not self.residency.keep(model.key):
-                raise ConflictError(
-                    "the models that are kept in memory leave no room for this one; unload some, "
-                    "or raise IDAT_INFERENCE_BANK_BYTES",
-                    code="bank_full",
-                )
-        finally:
-            self.residency.unpin(model.key)
+        await self.networks.load(model, is_kept=is_kept)
 
     async def unload(self, model: ServedModel) -> None:
         """Free what a model takes; a request for it loads it again."""
-        self.residency.drop(model.key)
+        await self.networks.unload(model)
 
-    def is_ready(self, model: ServedModel) -> bool:
+    async def is_ready(self, model: ServedModel) -> bool:
         """Return whether a request for the model would wait for no load."""
-        return self.residency.is_resident(model.key)
+        return await self.networks.is_ready(model)
 
-    def list_resident(self) -> list[tuple[str, str]]:
+    async def list_resident(self) -> list[tuple[str, str]]:
         """Return the keys (adapter, config digests) of the models in memory."""
-        return self.residency.list_keys()
+        return await self.networks.list_resident()
 
     async def check(self, bundle: Bundle) -> None:
         """Look whether a bundle answers here; see `api.bundles.check_bundle`."""
-        await anyio.to_thread.run_sync(check_bundle, self._engine, bundle)
+        await self.networks.check(bundle)
 
     async def merge(self, model: ServedModel) -> bytes:
         """Return a model as a plain timm checkpoint; see `api.bundles.merge_model`.
@@ -246,72 +208,34 @@ class InferenceEngine:
     def close(self) -> None:
         """End the threads; what is still under way is finished first, within some seconds."""
         self._shadows.close(_CLOSE_S)
-        self._warm_up.close()
         self._resolver.close()
         self._decoding.close(_CLOSE_S)
-        for lane in self.lanes.list_all():
-            lane.batcher.close(_CLOSE_S)
-        self.residency.close()
+        self.networks.close()
 
-    async def _pin(self, model: ServedModel, timeout_s: float | None) -> Resident:
-        resident: Resident | None = self.residency.pin(model.key)
-        if resident is not None:
-            return resident
-        loading = self.residency.load(model.key, model)
-        waiting = asyncio.wrap_future(loading)
-        try:
-            # Shielded: others may wait for the same load when this request is cancelled or late.
-            loaded: Resident = await asyncio.wait_for(asyncio.shield(waiting), timeout_s)
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if waiting.done() and not waiting.cancelled() and waiting.exception() is error:
-                raise  # the load's own
-            waiting.add_done_callback(lambda done: self._let_go(model, done))
-            if isinstance(error, TimeoutError):
-                raise DeadlineError("the model was not loaded in time; try again") from error
-            raise
-        return loaded
+    def _build_networks(self, database: Database) -> Networks:
+        return LocalNetworks(
+            self._settings,
+            self._store,
+            database,
+            deliver=hand_back,
+            find_rate=self._decoding.find_rate,
+            weight_of=self._resolver.weight_of,
+        )
 
     async def _predict_shadow(self, model: ServedModel, images: Sequence[Any]) -> Predictions:
         return await self.predict(model, images, project=SHADOW_PROJECT)
 
     def _is_idle(self, model: ServedModel) -> bool:
-        lane = self.lanes.find(model.backbone)
-        return lane is None or lane.admission.images == 0
-
-    def _let_go(self, model: ServedModel, done: "asyncio.Future[Any]") -> None:
-        """Give back the pin of a load that nobody waited for to its end."""
-        if not done.cancelled() and done.exception() is None:
-            self.residency.unpin(model.key)
-
-    def _build_lane(self, backbone: str) -> Lane:
-        return Lane(
-            backbone,
-            self._settings,
-            forward=self._engine.forward,
-            deliver=self._deliver,
-            find_rate=self._decoding.find_rate,
-            weight_of=self._resolver.weight_of,
-        )
-
-    def _deliver(self, tickets: list[Ticket]) -> None:
-        images = sum(ticket.forward_s > 0 for ticket in tickets)
-        if images:
-            first = tickets[0]
-            self.metrics.observe_batch(first.resident.backbone, images, first.forward_s)
-        hand_back(tickets)
-
-    def _retire(self, lane: Lane, model: ServedModel, project: str, images: int) -> None:
-        self.residency.unpin(model.key)
-        lane.admission.leave(project, images)
+        return self.networks.is_idle(model.backbone)
 
     def _build_tickets(
         self,
         call: Call,
-        resident: Resident,
+        seat: Seat,
         images: Sequence[EncodedImage | Pixels],
-        project: str,
         due_s: float,
     ) -> list[Ticket]:
+        resident, project = seat.resident, seat.project
         tickets = []
         for index, image in enumerate(images):
             pixels = None
@@ -325,12 +249,12 @@ class InferenceEngine:
             )
         return tickets
 
-    def _send(self, lane: Lane, tickets: list[Ticket]) -> None:
+    def _send(self, tickets: list[Ticket]) -> None:
         encoded = [ticket for ticket in tickets if ticket.pixels is None]
         if encoded:
             self._decoding.put(encoded)
         if len(encoded) < len(tickets):
-            lane.batcher.put([ticket for ticket in tickets if ticket.pixels is not None])
+            self.networks.put([ticket for ticket in tickets if ticket.pixels is not None])
 
     def _decode(self, ticket: Ticket) -> Pixels:
         max_pixels = self._settings.max_image_pixels

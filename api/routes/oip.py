@@ -129,7 +129,7 @@ async def get_model_ready(
     One that was unloaded by request is not ready, and is not loaded for this question.
     """
     served = await _resolve(engine, project, model, version)
-    if not engine.is_ready(served):
+    if not await engine.is_ready(served):
         if served.id in unloaded:
             raise UnavailableError(
                 f"{model} has been unloaded here; POST /v2/repository/models/{model}/load, or an "

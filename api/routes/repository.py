@@ -58,7 +58,7 @@ async def list_index(
     """List the models, newest first, and whether each is loaded in this process."""
     body = await _read(request, IndexBody)
     rows = await run_in_threadpool(_list_all, database, project)
-    resident = set(engine.list_resident())
+    resident = set(await engine.list_resident())
     entries = [_build_entry(row, is_loaded=_key_of(row) in resident) for row in rows]
     return [entry for entry in entries if entry.state == READY or not body.ready]
 

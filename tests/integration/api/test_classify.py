@@ -287,13 +287,13 @@ def held_network(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[threadin
     """Let every forward pass wait until the event is set."""
     engine: InferenceEngine = rig.app.state.services.inference
     may_go = threading.Event()
-    forward = engine._engine.forward
+    forward = engine.networks.engine.forward
 
     def wait_and_run(*args: object) -> object:
         may_go.wait()
         return forward(*args)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(engine._engine, "forward", wait_and_run)
+    monkeypatch.setattr(engine.networks.engine, "forward", wait_and_run)
     yield may_go
     may_go.set()
 

@@ -27,8 +27,8 @@ class Network:
         self.batches: list[list[Any]] = []
         self.may_run = threading.Event()
         self.may_run.set()
-        self._forward = engine._engine.forward
-        engine._engine.forward = self.forward  # type: ignore[method-assign]
+        self._forward = engine.networks.engine.forward
+        engine.networks.engine.forward = self.forward  # type: ignore[method-assign]
 
     def forward(self, residents: Any, pixels: Any) -> Any:
         self.batches.append(list(residents))
@@ -68,7 +68,9 @@ class Served:
     def wait_for_queued(self, images: int) -> None:
         """Return once so many decoded images wait for the network."""
         wait_until(
-            lambda: sum(len(lane.batcher) for lane in self.engine.lanes.list_all()) >= images
+            lambda: (
+                sum(len(lane.batcher) for lane in self.engine.networks.lanes.list_all()) >= images
+            )
         )
 
 
@@ -166,7 +168,7 @@ def test_a_hundred_requests_for_a_cold_model_are_one_load(
     _import_many(served, tmp_path, {"a": AdapterKind.PARALLEL})
     answers = [served.ask("a", build_picture(1)) for _ in range(100)]
     assert {answer.result().status_code for answer in answers} == {200}
-    assert served.engine.residency.count()["loads"] == 1
+    assert served.engine.networks.residency.count()["loads"] == 1
 
 
 class TestOverload:
@@ -287,7 +289,7 @@ def test_models_beyond_the_bound_leave_and_come_back(
     served = serve_rig()
     _import_many(served, tmp_path / "probe", {"probe": AdapterKind.PARALLEL})
     classify(served.client, "probe", build_picture(1))
-    one_bytes = served.engine.residency.count()["bytes"]
+    one_bytes = served.engine.networks.residency.count()["bytes"]
     served = serve_rig(inference_bank_bytes=int(2.5 * one_bytes))
     names = {f"m{number}": AdapterKind.PARALLEL for number in range(5)}
     _import_many(served, tmp_path, names)
@@ -296,8 +298,8 @@ def test_models_beyond_the_bound_leave_and_come_back(
         for _ in range(2)
     ]
     assert rounds[0] == rounds[1]
-    wait_until(lambda: served.engine.residency.count()["bytes"] <= 2.5 * one_bytes)
-    counts = served.engine.residency.count()
+    wait_until(lambda: served.engine.networks.residency.count()["bytes"] <= 2.5 * one_bytes)
+    counts = served.engine.networks.residency.count()
     assert counts["loads"] == 10
     assert counts["evictions"] >= 8
     assert counts["models"] == 2
