@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from benchmarks.chaos.client import Client, GaveUpError
-from benchmarks.chaos.ledger import Ledger, Promise
+from benchmarks.chaos.ledger import Ledger, Promise, Sight
 from benchmarks.chaos.plans import DIVERGING, SHORT, Plan, build_archive
 from benchmarks.chaos.receiver import ENDPOINTS
 from core.platform.jobs.states import TERMINAL
@@ -195,11 +195,12 @@ class Customer:
 
 
 def watch(client: Client, ledger: Ledger, over: threading.Event) -> None:
-    """Ask for the newest jobs, one question after the other, and note how each has ended."""
+    """Ask for the newest jobs, one question after the other, and note what is said of each."""
     try:
         while not over.wait(_POLL_S):
             for job in client.get(f"{JOBS}?limit=100")["data"]:
-                ledger.see(job["id"], job["status"])
+                step = job["progress"]["details"].get("step")
+                ledger.see(job["id"], Sight(job["status"], job["attempt"], step))
     except GaveUpError:
         return
     finally:

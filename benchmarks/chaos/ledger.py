@@ -1,7 +1,7 @@
 """What the customers of a run were promised, and what they saw that must not be."""
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -51,6 +51,21 @@ class Promise:
     is_cancelled: bool = False
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What an answer said about a job.
+
+    Attributes:
+        state: its state.
+        attempt: its newest attempt.
+        step: how far its trainer said to be; None while none has said so.
+    """
+
+    state: str
+    attempt: int = 0
+    step: int | None = None
+
+
 @dataclass
 class Ledger:
     """Filled by all threads of a run.
@@ -63,6 +78,8 @@ class Ledger:
         heard: id of an event -> of what it told, and what, each time that it came.
         violations: what was seen while the run went on.
         ended: job id -> the terminal state in which it was seen first.
+        seen: job id -> what the last answer said.
+        falls: job id and attempt -> how often its step was seen to be less than before.
         tell: is given each violation at once.
     """
 
@@ -73,6 +90,8 @@ class Ledger:
     heard: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     violations: list[Violation] = field(default_factory=list)
     ended: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, Sight] = field(default_factory=dict)
+    falls: Counter[tuple[str, int]] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     tell: Callable[[str], None] = field(default=lambda _line: None)
 
@@ -100,11 +119,29 @@ class Ledger:
         with self.lock:
             self.heard[event_id].append((subject_id, event_type))
 
-    def see(self, job_id: str, state: str) -> None:
-        """Note a state; the caller asks one question after the other, so that none is outdated."""
+    def see(self, job_id: str, sight: Sight) -> None:
+        """Hold what an answer says to what the one before said.
+
+        The caller asks one question after the other, so that none is outdated. An attempt goes on
+        from a checkpoint that is behind what the one before had reached: once in its life its step
+        may fall. One that falls again is told by two trainers in turn.
+        """
         with self.lock:
+            before = self.seen.get(job_id, sight)
+            self.seen[job_id] = sight
             first = self.ended.get(job_id)
-            if first is None and state in TERMINAL:
-                self.ended[job_id] = state
-        if first is not None and state != first:
-            self.complain("terminal_state_left", job_id, f"was {first}, and later {state}")
+            if first is None and sight.state in TERMINAL:
+                self.ended[job_id] = sight.state
+            key = (job_id, sight.attempt)
+            steps = before.step, sight.step
+            has_fallen = steps[0] is not None and steps[1] is not None and steps[1] < steps[0]
+            self.falls[key] += has_fallen
+            is_torn = has_fallen and self.falls[key] > 1
+        if first is not None and sight.state != first:
+            self.complain("terminal_state_left", job_id, f"was {first}, and later {sight.state}")
+        if sight.attempt < before.attempt:
+            message = f"was at attempt {before.attempt}, and later at {sight.attempt}"
+            self.complain("attempt_went_back", job_id, message)
+        if is_torn:
+            message = f"attempt {sight.attempt} went back from step {before.step} to {sight.step}"
+            self.complain("progress_went_back", job_id, message)

@@ -12,7 +12,7 @@ from benchmarks.chaos.evidence import (
     ModelFact,
     NewsFact,
 )
-from benchmarks.chaos.ledger import Ledger, Promise
+from benchmarks.chaos.ledger import Ledger, Promise, Sight
 from benchmarks.chaos.oracle import judge, list_garbage
 
 PARTS = ("adapter", "config", "card", "evaluation")
@@ -62,7 +62,7 @@ class Run:
     def add(self, job_id, state, lines, *, error_code=None, **promised):
         plan = "bad" if error_code else "good"
         self.ledger.promise(Promise(job_id, f"key {job_id}", plan, error_code, **promised))
-        self.ledger.see(job_id, state)
+        self.ledger.see(job_id, Sight(state))
         model = model_of(job_id) if state == "succeeded" else None
         attempts = sum(line.type == "attempt.started" for line in lines)
         self.evidence.jobs.append(
@@ -150,7 +150,7 @@ class TestEndings:
         assert run.rules() == {"terminal_state_left"}
 
     def test_terminal_state_that_was_seen_to_be_left(self, run):
-        run.ledger.see("gone", "running")
+        run.ledger.see("gone", Sight("running"))
         assert run.rules() == {"terminal_state_left"}
 
     def test_job_that_ended_twice(self, run):
@@ -209,6 +209,42 @@ class TestAttempts:
         lines = run.evidence.events["struck"]
         run.evidence.events["struck"] = [*lines[:-1], EventFact(8, "message", 1), lines[-1]]
         assert run.rules() == {"stale_write"}
+
+    @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
+    def test_overtaken_attempt_that_ends_the_job(self, run, state):
+        """The fence without the attempt's number: whoever was overtaken publishes first."""
+        job_id = {"succeeded": "struck", "failed": "bad", "cancelled": "gone"}[state]
+        start = "attempt.started"
+        lines = events(start, "attempt.lost", start, "job.cancelling", f"job.{state}")
+        run.evidence.events[job_id] = [*lines[:-1], replace(lines[-1], attempt=1)]
+        run.change(job_id, attempt=2)
+        assert run.rules() == {"stale_write"}
+
+    def test_overtaken_attempt_that_pauses_the_job(self, run):
+        start, lost = "attempt.started", "attempt.lost"
+        lines = events(start, lost, start, "job.paused", start, "job.succeeded")
+        lines[3] = replace(lines[3], attempt=1)
+        run.evidence.events["struck"] = lines
+        run.change("struck", attempt=3)
+        assert run.rules() == {"stale_write"}
+
+    def test_attempt_that_is_seen_to_go_back(self, run):
+        for attempt in (1, 2, 1):
+            run.ledger.see("new", Sight("running", attempt))
+        assert run.rules() == {"attempt_went_back"}
+
+    def test_two_trainers_that_tell_their_steps_in_turn(self, run):
+        for step in (60, 41, 61, 42):
+            run.ledger.see("new", Sight("running", 2, step))
+        assert run.rules() == {"progress_went_back"}
+
+    def test_an_attempt_may_start_behind_the_one_before(self, run):
+        run.ledger.see("new", Sight("running", 1, 60))
+        run.ledger.see("new", Sight("queued", 1))
+        for attempt, steps in ((2, (60, 40, 70)), (3, (70, 50, 51, 51, 80))):
+            for step in steps:
+                run.ledger.see("new", Sight("running", attempt, step))
+        assert run.rules() == set()
 
     def test_attempt_without_a_beginning(self, run):
         run.change("struck", attempt=3)
