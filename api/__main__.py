@@ -64,7 +64,10 @@ def _listen(settings: Settings) -> socket.socket:
     """Bind before anything is started, so that a taken port is told in one line."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     return socket.create_server(
-        (settings.host, settings.port), family=family, backlog=_BACKLOG, reuse_port=False
+        (settings.host, settings.port),
+        family=family,
+        backlog=_BACKLOG,
+        reuse_port=settings.api_processes > 1,  # the kernel deals connections out
     )
 
 

@@ -161,6 +161,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             inference=await run_in_threadpool(_build_inference, settings, store, database),
         )
         app.state.metrics = _build_metrics(app.state.services)
+        if app.state.services.inference is not None:
+            await app.state.services.inference.start()
         yield
     finally:
         services = getattr(app.state, "services", None)

@@ -21,6 +21,9 @@ class ReadinessProbe(Protocol):
     def metrics(self) -> ServingMetrics:
         """What it counts."""
 
+    async def start(self) -> None:
+        """Begin, on the event loop that requests will run on."""
+
     def find_fault(self) -> str | None:
         """Return why no image can be classified now, or None."""
 

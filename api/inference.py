@@ -1,7 +1,8 @@
 """The inference engine of this process: from a model's reference and images to logits and features.
 
 A request's way: admission → the model is pinned, loaded first if need be → images are decoded in
-threads → the network's thread takes what is ready, models mixed → the event loop answers.
+threads → the network's thread takes what is ready, models mixed → the event loop answers. The
+networks are in this process, or behind a socket in an engine process (`api.networks`).
 One of the modules of the API that load torch; imported only with the `inference` role.
 """
 
@@ -10,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import anyio.to_thread
+import torch
 from anyio import CapacityLimiter
 from fastapi import Request
 
 from api.bundles import merge_model
 from api.calls import Call, Predictions, hand_back
+from api.engine.client import RemoteNetworks
 from api.metrics import ServingMetrics
 from api.networks import LocalNetworks, Networks, Seat
 from api.onnx_files import OnnxFiles
@@ -213,6 +216,13 @@ class InferenceEngine:
         self.networks.close()
 
     def _build_networks(self, database: Database) -> Networks:
+        path = self._settings.resolved_engine_socket
+        if path is not None:
+            if self._settings.threads:
+                torch.set_num_threads(self._settings.threads)  # decoding resizes with torch
+            return RemoteNetworks(
+                path, find_rate=self._decoding.find_rate, weight_of=self._resolver.weight_of
+            )
         return LocalNetworks(
             self._settings,
             self._store,

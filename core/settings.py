@@ -221,6 +221,13 @@ class Settings(BaseSettings):
         le=600,
         description="After SIGTERM, how long connections are still taken and told to go elsewhere.",
     )
+    engine_socket: Path | None = Field(
+        None,
+        description="Unix socket of the engine process; empty means networks in the API process.",
+    )
+    api_processes: int = Field(
+        1, ge=1, le=64, description="API processes that share the port, and one engine process."
+    )
     invocations_model: str = Field(
         "", description="Model of /invocations where the request names none: id, name, name@alias."
     )
@@ -257,6 +264,11 @@ class Settings(BaseSettings):
     _commas = field_validator(
         "api_keys", "roles", "webhook_allowed_hosts", "warm_backbones", mode="before"
     )(_split_commas)
+
+    @field_validator("engine_socket", mode="before")
+    @classmethod
+    def _drop_empty(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("webhook_allowed_hosts")
     @classmethod
@@ -318,6 +330,13 @@ class Settings(BaseSettings):
     def resolved_storage_url(self) -> str:
         """The storage URL with the embedded default filled in."""
         return self.storage_url or (self.data_dir.resolve() / "blobs").as_uri()
+
+    @property
+    def resolved_engine_socket(self) -> Path | None:
+        """Where the engine process listens; None where each API process has its own networks."""
+        if self.engine_socket is None and self.api_processes > 1:
+            return self.data_dir.resolve() / "engine" / "socket"
+        return self.engine_socket
 
     @property
     def cache_dir(self) -> Path:
