@@ -66,7 +66,7 @@ class PictureProgress:
         send({"type": "progress", "images": done, "of": self._total, "eta_s": eta_s})
 
     def begin(self) -> None:
-        """Count time from now on: the network is ready."""
+        """Count time from now on: the network is ready, and so are the images."""
         self._began_s = monotonic_s()
 
     def tell_decoded(self, _done: int, _total: int) -> None:
@@ -92,11 +92,12 @@ def read_pictures_of(
     else:
         manifest = load_manifest(Path(request["manifest"]))
         pictures = _read_dataset(request, manifest, workdir, resident, progress)
-    progress.begin()
     with closing(pictures):
-        for picture in pictures:
+        for index, picture in enumerate(pictures):
             if stop.is_set():
                 return
+            if index == 0:
+                progress.begin()
             yield picture
 
 

@@ -14,7 +14,7 @@ from core.platform.db.tables import DatasetRow, ModelRow
 from core.platform.predictions.parameters import ALL_SPLITS, Parameters
 from core.platform.predictions.states import HELD, TERMINAL
 from core.platform.predictions.transitions import enter
-from core.platform.projects.repository import ensure_project
+from core.platform.projects.repository import ensure_project, lock_project
 from core.types import (
     DEFAULT_PROJECT,
     BatchPredictionState,
@@ -181,6 +181,7 @@ def create_prediction(
 
 
 def _check_queue(session: Session, project: str, max_waiting: int) -> None:
+    lock_project(session, project)  # of two that come at once, the second counts the first
     waiting = select(func.count()).where(
         BatchPredictionRow.project_id == project,
         BatchPredictionRow.state == BatchPredictionState.PENDING.value,

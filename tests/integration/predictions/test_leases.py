@@ -235,6 +235,20 @@ class TestCreation:
         claim(database)
         add(database, max_waiting=1)
 
+    def test_of_two_that_come_at_once_one_is_too_many(self, database: Database) -> None:
+        barrier = threading.Barrier(3)
+
+        def submit(_n: int) -> bool:
+            barrier.wait(30)
+            try:
+                add(database, max_waiting=1)
+            except TooManyPredictionsError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(3) as pool:
+            assert sorted(pool.map(submit, range(3))) == [False, False, True]
+
     def test_a_dataset_gives_its_files_and_the_size_of_the_split(self, database: Database) -> None:
         splits = {"train": 4, "val": 2}
         dataset_id = add_ready_dataset(
