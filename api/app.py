@@ -109,6 +109,21 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.lifecycle = lifecycle
     errors.install(app)
+    if "inference" in settings.roles:
+        # By name: importing it loads torch, which the control role lives without. And first: routes
+        # are tried in their order, and classify is asked more often than all others together.
+        for name in (
+            "classify",
+            "embeddings",
+            "oip",
+            "repository",
+            "invocations",
+            "merged",
+            "onnx",
+            "imports",
+        ):
+            route = import_module(f"api.routes.{name}")
+            app.include_router(route.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
     if "control" in settings.roles:
@@ -126,20 +141,6 @@ def create_app(settings: Settings) -> FastAPI:
             maintenance,
         ):
             app.include_router(module.router)
-    if "inference" in settings.roles:
-        # By name: importing it loads torch, which the control role lives without.
-        for name in (
-            "classify",
-            "embeddings",
-            "oip",
-            "repository",
-            "invocations",
-            "merged",
-            "onnx",
-            "imports",
-        ):
-            route = import_module(f"api.routes.{name}")
-            app.include_router(route.router)
     app.openapi = lambda: _build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 

@@ -10,6 +10,7 @@ made is refused.
 
 import hashlib
 import hmac
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -98,6 +99,7 @@ def _check_origin(headers: Headers) -> None:
         )
 
 
+@lru_cache(maxsize=64)  # asked at every request, of the same few names
 def _is_loopback(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""

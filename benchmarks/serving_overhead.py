@@ -148,7 +148,7 @@ def _build_starlette() -> Any:  # noqa: ANN401 - an ASGI application
 def _build_fastapi() -> Any:  # noqa: ANN401
     from fastapi import FastAPI, Request  # noqa: PLC0415
 
-    from api.schemas.models import ClassScore  # noqa: PLC0415
+    from api.schemas.inference import ClassScore  # noqa: PLC0415
 
     app = FastAPI()
 
