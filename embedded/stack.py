@@ -26,6 +26,7 @@ _TAIL_LINES = 20
 
 #: The stack's processes, by module name: this package imports neither of them.
 CHILDREN = {"api": ("-m", "api"), "worker": ("-m", "worker")}
+_ENGINE = ("-m", "api.engine")
 _MIGRATE = ("-m", "migrations", "upgrade")
 
 
@@ -33,6 +34,18 @@ class StackError(AppError):
     """The stack could not be started or kept up."""
 
     code = "stack_failed"
+
+
+def list_children(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return what follows `python` for each process of the stack, by its name.
+
+    They are started in this order, and told to stop in it: a front may outlive the engine and the
+    other way round.
+    """
+    if settings.resolved_engine_socket is None or "inference" not in settings.roles:
+        return dict(CHILDREN)
+    fronts = {f"api{number}": CHILDREN["api"] for number in range(1, settings.api_processes + 1)}
+    return {"engine": _ENGINE, **fronts, "worker": CHILDREN["worker"]}
 
 
 class StopRequest:
@@ -83,7 +96,7 @@ class Stack:
                 ChildSpec(name, arguments, self._environment, STOP_GRACE_S, lock.fd),
                 ChildLog(self._logs_dir / f"{name}.log"),
             )
-            for name, arguments in CHILDREN.items()
+            for name, arguments in list_children(settings).items()
         ]
 
     def run(self, announce: Callable[[], None]) -> int:
