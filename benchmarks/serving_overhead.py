@@ -4,8 +4,10 @@
 
 The service runs with an engine that answers at once and a decoder that decodes nothing, in its own
 process, next to two servers that only read the body and answer JSON of the same size: a bare
-Starlette route and a bare FastAPI one. This process sends the requests and reads each server's CPU
-time from /proc, so that its own does not count. Servers take turns, in an order that changes.
+Starlette route and a bare FastAPI one. `split` is the service as a front and an engine process,
+counted apart: what the socket between them costs, with 150 kB of pixels a request. This process
+sends the requests and reads each server's CPU time from /proc, so that its own does not count.
+Servers take turns, in an order that changes.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-_SYSTEMS = ("service", "fastapi", "starlette")
+_SYSTEMS = ("service", "split", "fastapi", "starlette")
 _BODY_BYTES = 55_000
 _CLASSES = [f"class {number}" for number in range(10)]
 _FEATURES = 192
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--serve", choices=_SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=(*_SYSTEMS, "engine"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         _serve(arguments.serve)
@@ -50,47 +52,68 @@ def main() -> None:
 def _measure(servers: dict[str, "_Server"], arguments: argparse.Namespace) -> None:
     for server in servers.values():
         asyncio.run(_load(server.port, arguments.connections, arguments.requests // 10))
-    costs: dict[str, list[float]] = {name: [] for name in servers}
+    costs: dict[str, list[float]] = {}
     for number in range(arguments.rounds):
         names = _SYSTEMS if number % 2 == 0 else _SYSTEMS[::-1]
         for name in names:
             server = servers[name]
-            before_s = server.cpu_s()
+            before = server.cpu_s()
             asyncio.run(_load(server.port, arguments.connections, arguments.requests))
-            costs[name].append((server.cpu_s() - before_s) / arguments.requests * 1000)
+            for part, after_s in server.cpu_s().items():
+                cost_ms = (after_s - before[part]) / arguments.requests * 1000
+                costs.setdefault(f"{name} {part}".strip(), []).append(cost_ms)
     print(f"CPU ms a request, {_BODY_BYTES} bytes in, {arguments.connections} connections")
     for name, values in costs.items():
         middle = statistics.median(values)
-        print(f"  {name:10} {middle:.3f}  ({min(values):.3f} to {max(values):.3f})")
+        print(f"  {name:13} {middle:.3f}  ({min(values):.3f} to {max(values):.3f})")
     for other in ("fastapi", "starlette"):
         extra = statistics.median(costs["service"]) - statistics.median(costs[other])
         print(f"  service over {other}: {extra:.3f}")
 
 
 class _Server:
-    """A server process and its CPU time."""
+    """A server, of one process or two, and its CPU time."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - this very module
-            [sys.executable, "-m", "benchmarks.serving_overhead", "--serve", name],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "IDAT_DATA_DIR": str(folder)},  # noqa: TID251 - passed on whole
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        data_dir = folder / name
+        data_dir.mkdir()
+        self._environment = {**os.environ, "IDAT_DATA_DIR": str(data_dir)}  # noqa: TID251 - passed on whole
+        if name == "split":
+            self._environment["IDAT_ENGINE_SOCKET"] = str(data_dir / "engine" / "socket")
+        front = self._start(name)
+        assert front.stdout is not None
+        self.port = int(front.stdout.readline())
+        self._processes = {"front" if name == "split" else "": front}
+        if name == "split":
+            engine = self._start("engine")
+            assert engine.stdout is not None
+            engine.stdout.readline()
+            self._processes["engine"] = engine
 
-    def cpu_s(self) -> float:
-        """Return seconds of CPU time of all its threads, user and system."""
-        text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii")
-        fields = text.rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def cpu_s(self) -> dict[str, float]:
+        """Return seconds of CPU time of all threads, user and system, of each process."""
+        return {part: _read_cpu_s(process.pid) for part, process in self._processes.items()}
 
     def stop(self) -> None:
         """End it."""
-        self._process.terminate()
-        self._process.communicate()
+        for process in self._processes.values():
+            process.terminate()
+            process.communicate()
+
+    def _start(self, role: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(  # noqa: S603 - this very module
+            [sys.executable, "-m", "benchmarks.serving_overhead", "--serve", role],
+            cwd=Path(__file__).parents[1],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
+def _read_cpu_s(pid: int) -> float:
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _load(port: int, connections: int, requests: int) -> None:
@@ -121,7 +144,18 @@ def _serve(name: str) -> None:
 
     import uvicorn  # noqa: PLC0415
 
-    app = {"service": _build_service, "fastapi": _build_fastapi, "starlette": _build_starlette}
+    if name == "engine":
+        import api.engine.__main__  # noqa: PLC0415
+
+        _empty_network()
+        sys.argv = [name]
+        sys.exit(api.engine.__main__.main())
+    app = {
+        "service": _build_service,
+        "split": _build_service,
+        "fastapi": _build_fastapi,
+        "starlette": _build_starlette,
+    }
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     config = uvicorn.Config(app[name](), access_log=False, log_config=None, server_header=False)
     print(listener.getsockname()[1], flush=True)
@@ -200,9 +234,16 @@ class _NullEngine:
         return [self._output] * len(residents)
 
 
-def _build_service() -> Any:  # noqa: ANN401
+def _empty_network() -> None:
+    """Make networks of this process answer at once."""
     import api.bundles  # noqa: PLC0415
-    import api.inference  # noqa: PLC0415
+    import api.networks  # noqa: PLC0415
+
+    api.networks.Engine = _NullEngine  # type: ignore[assignment,misc]
+    api.bundles.read_bundle = lambda *_: None  # type: ignore[assignment,return-value]
+
+
+def _build_service() -> Any:  # noqa: ANN401
     import api.pixels  # noqa: PLC0415
     from api.app import create_app  # noqa: PLC0415
     from core.platform.db.engine import Database  # noqa: PLC0415
@@ -211,9 +252,8 @@ def _build_service() -> Any:  # noqa: ANN401
     from core.settings import Settings  # noqa: PLC0415
 
     pixels = np.zeros((224, 224, 3), dtype=np.uint8)
-    api.inference.Engine = _NullEngine  # type: ignore[assignment,misc]
+    _empty_network()
     api.pixels.preprocess = lambda *_, **__: pixels  # type: ignore[assignment]
-    api.bundles.read_bundle = lambda *_: None  # type: ignore[assignment,return-value]
     settings = Settings.model_validate({"roles": ["inference"], "device": "cpu", "threads": 1})
     upgrade_to_head(settings.resolved_database_url)
     database = Database(settings.resolved_database_url)

@@ -42,10 +42,11 @@ def list_children(settings: Settings) -> dict[str, tuple[str, ...]]:
     They are started in this order, and told to stop in it: a front may outlive the engine and the
     other way round.
     """
-    if settings.resolved_engine_socket is None or "inference" not in settings.roles:
+    if settings.resolved_engine_socket is None:
         return dict(CHILDREN)
+    engine = {"engine": _ENGINE} if "inference" in settings.roles else {}
     fronts = {f"api{number}": CHILDREN["api"] for number in range(1, settings.api_processes + 1)}
-    return {"engine": _ENGINE, **fronts, "worker": CHILDREN["worker"]}
+    return {**engine, **fronts, "worker": CHILDREN["worker"]}
 
 
 class StopRequest:
