@@ -1,5 +1,6 @@
 """Put a stock's models where this service finds them: a database and a store of their own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.serving.models import Stock
@@ -10,8 +11,8 @@ from core.platform.storage.factory import build_store
 from core.settings import Settings
 
 
-def fill_catalogue(stock: Stock, models: int, folder: Path) -> list[str]:
-    """Publish the first models of a stock; return their ids, in order."""
+def fill_catalogue(stock: Stock, models: int, folder: Path, projects: Sequence[str]) -> list[str]:
+    """Publish the first models of a stock, for projects in turn; return their ids, in order."""
     folder.mkdir(parents=True)
     settings = Settings(data_dir=folder)
     upgrade_to_head(settings.resolved_database_url)
@@ -26,6 +27,7 @@ def fill_catalogue(stock: Stock, models: int, folder: Path) -> list[str]:
                 config = (stock.bundle(index) / "config.json").read_bytes()
                 row = ModelRow(
                     id=name,
+                    project_id=projects[index % len(projects)],
                     name=f"model-{index}",
                     version=1,
                     backbone=stock.network,

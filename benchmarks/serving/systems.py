@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ from typing import Any, Self
 from benchmarks.serving.catalogue import fill_catalogue
 from benchmarks.serving.load import Plan
 from benchmarks.serving.models import Stock
+from core.types import DEFAULT_PROJECT
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_S = 900.0
@@ -84,6 +86,15 @@ class System:
         self._process.wait()
         self._process = None
 
+    def seen_by(self, project: str, index: int) -> "System":
+        """Return it as a client of a project sees it, that has the model with this index."""
+        headers = {"Authorization": f"Bearer key-{project}"}
+        return replace(self, names=[self.names[index]], headers=headers)
+
+    def adopt(self, running: "System") -> None:
+        """Send load to a system that is running already; entering and leaving stay with that."""
+        self.port, self._process = running.port, running._process  # noqa: SLF001 - of its own class
+
     def pause(self) -> None:
         """Stop the clock of all of its processes, so that an idle loop costs the others nothing."""
         self._signal(signal.SIGSTOP)
@@ -150,9 +161,15 @@ class System:
         return figures
 
 
-def build_service(stock: Stock, models: int, folder: Path, *, precision: str) -> System:
-    """Return this service, inference role, with the models published in a database of its own."""
-    names = fill_catalogue(stock, models, folder)
+def build_service(
+    stock: Stock, models: int, folder: Path, *, precision: str, projects: Sequence[str] = ()
+) -> System:
+    """Return this service, inference role, with the models published in a database of its own.
+
+    With projects the models are theirs in turn, and each has the key `key-PROJECT`.
+    """
+    names = fill_catalogue(stock, models, folder, projects or (DEFAULT_PROJECT,))
+    keys = ",".join(f"{project}:key-{project}" for project in projects)
     return System(
         label="service",
         command=[sys.executable, "-m", "api"],
@@ -167,6 +184,7 @@ def build_service(stock: Stock, models: int, folder: Path, *, precision: str) ->
             "IDAT_WEIGHTS_DIR": str(stock.weights_dir),
             "IDAT_INFERENCE_PRECISION": precision,
             "IDAT_LOG_LEVEL": "WARNING",
+            **({"IDAT_API_KEYS": keys} if keys else {}),
         },
     )
 

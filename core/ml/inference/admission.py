@@ -17,6 +17,11 @@ from core.errors import RateLimitedError, UnavailableError
 _DECAY = 0.975
 #: A project may go on up to its share when the others have filled the queue, within this factor.
 _SHARED_FACTOR = 2
+#: Share of the rate of endless batches at which a batch is large enough: beyond it whoever comes
+#: next waits longer, and hardly anything is gained.
+_ENOUGH = 0.95
+#: No batch is held smaller than this, however little a larger one would gain.
+_LEAST = 4
 
 
 class OverloadedError(UnavailableError):
@@ -45,6 +50,7 @@ class BatchTimes:
     def __init__(self) -> None:
         self._n = self._b = self._t = self._bb = self._bt = 0.0
         self._line: tuple[float, float] | None = None
+        self._enough: int | None = None
 
     @property
     def line(self) -> tuple[float, float] | None:
@@ -71,6 +77,13 @@ class BatchTimes:
         elif start_s < 0:
             slope, start_s = self._bt / self._bb, 0.0
         self._line = (start_s, slope)
+        # From B / (a + bB) >= share / b. It outlives batches of one size, which say nothing of it.
+        wanted = _ENOUGH / (1 - _ENOUGH) * start_s / slope if slope > 0 else math.inf
+        self._enough = max(_LEAST, math.ceil(wanted)) if math.isfinite(wanted) else None
+
+    def find_enough(self, most: int) -> int:
+        """Return how many images make a batch that is as good as a larger one, at most `most`."""
+        return most if self._enough is None else min(most, self._enough)
 
     def predict_s(self, images: int) -> float:
         """Return how long a batch will take; 0 before the first one."""

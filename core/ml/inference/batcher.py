@@ -142,7 +142,8 @@ class Batcher:
         batch: list[Ticket] = []
         rejected: list[Ticket] = []
         tightest_s = float("inf")
-        while len(batch) < self._max_batch:
+        most = self._times.find_enough(self._max_batch)
+        while len(batch) < most:
             ticket = queue.find_next(key)
             if ticket is None:
                 break
