@@ -326,14 +326,19 @@ class RemoteNetworks:
         self._number = number = self._number % (_MAX_NUMBER - 1) + 1
         future: asyncio.Future[Frame] = self._loop.create_future()
         self._asked[number] = future
+        # Not `wait_for`: it costs as much as all the rest here.
+        timer = timeout_s and self._loop.call_later(timeout_s, _expire, future)
         link.send(kind, number, meta)
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            return await future
         except (TimeoutError, asyncio.CancelledError):
             # If the answer is on its way, or here already, the engine has to be told all the same.
             self._asked.pop(number, None)
             self._cancel(number)
             raise
+        finally:
+            if timer:
+                timer.cancel()
 
     async def _ask(
         self,
@@ -380,6 +385,11 @@ class _EngineMetrics(Collector):
         yield GaugeMetricFamily("idat_engine_up", "Whether the engine answers.", value=is_up)
         if text is not None:
             yield from text_string_to_metric_families(text)  # type: ignore[no-untyped-call]  # of the library
+
+
+def _expire(future: "asyncio.Future[Frame]") -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
 
 
 def _take_back(tickets: Sequence[Ticket]) -> None:

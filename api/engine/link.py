@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from api.engine.framing import (
 )
 
 logger = logging.getLogger(__name__)
+
+_SEND_BUFFER_BYTES = 4 << 20
 
 
 class Link(asyncio.Protocol):
@@ -40,6 +43,10 @@ class Link(asyncio.Protocol):
         """Greet."""
         # Not asked with isinstance: uvloop's transports are no subclass.
         self._transport = cast(asyncio.Transport, transport)
+        # An image goes in one call to the kernel then, as far as the kernel allows so much.
+        transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES
+        )
         self.send(Kind.HELLO, meta={"version": VERSION})
 
     def data_received(self, data: bytes) -> None:

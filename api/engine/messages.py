@@ -61,7 +61,15 @@ class Wish:
 
     def to_meta(self) -> dict[str, Any]:
         """Return it as JSON."""
-        return asdict(self)
+        return {
+            "project": self.project,
+            "weight": self.weight,
+            "backbone": self.backbone,
+            "key": self.key,
+            "images": self.images,
+            "timeout_s": self.timeout_s,
+            "decode_rate": self.decode_rate,
+        }
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> "Wish":
