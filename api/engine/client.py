@@ -8,17 +8,15 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from api.calls import Call, hand_back
+from api.engine.fetched_metrics import EngineMetrics
 from api.engine.framing import Frame, Kind, ProtocolError
 from api.engine.link import Link
 from api.engine.messages import Wish, describe_pixels, read_error, read_output
@@ -110,7 +108,7 @@ class RemoteNetworks:
     @property
     def collector(self) -> Collector:
         """The engine's metrics."""
-        return _EngineMetrics(self._read_metrics)
+        return EngineMetrics(self._read_metrics)
 
     async def start(self) -> None:
         """Connect, now and whenever the connection is lost; does not wait for an engine."""
@@ -239,7 +237,9 @@ class RemoteNetworks:
                 await asyncio.shield(link.lost)
                 logger.warning("the connection to the engine is lost")
             except (OSError, ProtocolError, TimeoutError) as error:
-                logger.info("no engine at %s: %s", self._path, error or type(error).__name__)
+                logger.info("no engine at %s: %s", self._path, str(error) or type(error).__name__)
+            except Exception:  # a front that stopped trying would have to be started again
+                logger.exception("the connection to the engine broke")
             finally:
                 self._lose(link)
             await asyncio.sleep(retry_s)
@@ -370,21 +370,6 @@ class RemoteNetworks:
             return self._ask_from_thread("metrics").decode()
         except (UnavailableError, TimeoutError):
             return None
-
-
-class _EngineMetrics(Collector):
-    """The engine's metrics among those of a front: the same in every front of an engine."""
-
-    def __init__(self, read: Callable[[], str | None]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterable[Metric]:
-        """Ask the engine."""
-        text = self._read()
-        is_up = text is not None
-        yield GaugeMetricFamily("idat_engine_up", "Whether the engine answers.", value=is_up)
-        if text is not None:
-            yield from text_string_to_metric_families(text)  # type: ignore[no-untyped-call]  # of the library
 
 
 def _expire(future: "asyncio.Future[Frame]") -> None:
