@@ -27,27 +27,30 @@ from sqlalchemy import event
 from core.platform.datasets import repository as datasets
 from core.platform.db.engine import Database
 from core.platform.jobs import attempts, claiming
-from core.platform.leases import Claim, LeaseLostError
+from core.platform.leases import Claim
 from core.types import DatasetState
-from tests.integration.platform.job_life import PICKS, PROJECTS, Life
+from tests.integration.platform.job_life import PICKS, PROJECTS, Life, some
 from tests.integration.platform.job_oracle import (
     DEFAULT_LIMIT,
     HELD,
     MAX_ATTEMPTS,
     WORKING,
+    Job,
 )
-from tests.integration.platform.job_wishes import Wishes, may_make_more
+from tests.integration.platform.job_wishes import LIMITS, Wishes, may_make_more
 from tests.integration.platform.rows import (
     CRASH,
     TTL_S,
+    build_model,
     expire,
     let_lease_run_out,
-    publish,
 )
 
-#: Each a step, and whether the attempt began anew.
-CHECKPOINTS = st.lists(
-    st.tuples(st.integers(0, 5), st.sampled_from([False, False, True])), min_size=1, max_size=3
+WEIGHTS = st.sampled_from([0.5, 1.0, 2.0, 4.0])
+STEPS = st.integers(0, 5)
+WRITES = (
+    *("heartbeat", "checkpoint", "checkpoint", "start over"),
+    *("publish", "fail", "crash", "release", "stop", "fall silent"),
 )
 
 
@@ -55,8 +58,8 @@ def has_queue(life: Life) -> bool:
     return bool(life.oracle.list_in(("queued",)))
 
 
-def has_claims(life: Life) -> bool:
-    return any(life.oracle.iter_claims())
+def has_attempts(life: Life) -> bool:
+    return life.oracle.find_next() is not None or any(life.oracle.iter_claims())
 
 
 class Jobs(Wishes):
@@ -89,9 +92,10 @@ class Jobs(Wishes):
         self.pending[project] = self.add_dataset(DatasetState.PENDING, project)
 
     @precondition(has_queue)
-    @rule()
-    def claim(self) -> None:
-        self.claim_next()
+    @rule(workers=st.integers(1, 3))
+    def claim(self, workers: int) -> None:
+        for _ in range(workers):
+            self.claim_next()
 
     def claim_next(self) -> Claim | None:
         expected = self.oracle.find_next()
@@ -105,108 +109,114 @@ class Jobs(Wishes):
             assert claimed.attempt == self.oracle.jobs[claimed.row_id].attempt
         return claimed
 
+    def pick_claim(self, pick: int) -> tuple[Claim, Job]:
+        """One of the claims, rather one that holds its job; made now if none does and one can."""
+        if not self.oracle.list_in(HELD):
+            self.claim_next()
+        claims = list(self.oracle.iter_claims())
+        claims += [claimed for claimed in claims if self.oracle.holds(claimed)] * 4
+        claimed = claims[pick % len(claims)]
+        return claimed, self.oracle.jobs[claimed.row_id]
+
     def take_turns(self, turns: int) -> None:
         """Claim the job that is next and hand it back at once, over and over."""
         for _ in range(turns):
             claimed = self.claim_next()
             if claimed is None:
                 return
-            self.let_release(claimed)
+            self.release(claimed)
 
     @precondition(may_make_more)
-    @rule(idle=st.sampled_from(PROJECTS), alone=st.integers(0, 4), together=st.integers(2, 6))
+    @rule(project=st.sampled_from(PROJECTS), weight=WEIGHTS, limit=LIMITS)
+    def crowd(self, project: str, weight: float, limit: int | None) -> None:
+        """More of a project's jobs wait than may run, and workers come for all of them."""
+        self.change_share(project, weight=weight, limit=limit)
+        while len(self.oracle.list_in(("queued", *HELD), project)) < 3:
+            self.submit(project=project, is_ready=True, is_paused=False, priority=0)
+        for _ in range(4):
+            self.claim_next()
+
+    @precondition(may_make_more)
+    @rule(idle=st.sampled_from(PROJECTS), alone=st.integers(0, 3), together=st.integers(2, 4))
     def share(self, idle: str, alone: int, together: int) -> None:
         """All jobs of one project are paused for some claims, and then take part again."""
         for project in PROJECTS:
             self.let_start(project)
         paused = self.oracle.list_in(("queued",), idle) if alone else []
         for job_id in paused:
-            self.ask_pause(job_id)
+            self.pause(job_id)
         self.take_turns(alone)
         for job_id in paused:
-            self.ask_resume(job_id)
+            self.resume(job_id)
         self.take_turns(together)
 
     def let_start(self, project: str) -> None:
         """See to it that the project has a job that may be claimed."""
-        if not self.oracle.may_start(project):
-            weight = float(self.oracle.shares[project].weight)
-            self.change_share(project=project, weight=weight, limit=0)
+        while not self.oracle.may_start(project):
+            job_id = self.oracle.list_in(HELD, project)[0]
+            self.lose(job_id)
         if not self.oracle.list_in(("queued",), project):
             self.submit(project=project, is_ready=True, is_paused=False, priority=0)
 
-    @precondition(has_claims)
-    @rule(pick=PICKS)
-    def heartbeat(self, pick: int) -> None:
+    @precondition(has_attempts)
+    @rule(writes=some(st.tuples(PICKS, st.sampled_from(WRITES), STEPS)))
+    def write_all(self, writes: list[tuple[int, str, int]]) -> None:
+        for pick, write, step in writes:
+            if has_attempts(self):
+                self.write(pick, write, step)
+
+    def write(self, pick: int, write: str, step: int) -> None:
+        """An attempt, which may have been overtaken, tells how it is or how it has ended."""
         claimed, job = self.pick_claim(pick)
+        match write:
+            case "heartbeat":
+                with self.granted_to(claimed, HELD) as session:
+                    assert attempts.report_progress(session, claimed, ttl_s=TTL_S) == job.state
+            case "checkpoint" | "start over":
+                # One of the two is behind the other.
+                for reached in (step, 5 - step):
+                    self.reach(claimed, reached, starts_over=write == "start over")
+            case "publish":
+                with self.granted_to(claimed, WORKING) as session:
+                    model = build_model(session, claimed.row_id)
+                    attempts.publish(session, claimed, model)
+                    job.state = "succeeded"
+            case "fail":
+                with self.granted_to(claimed, WORKING) as session:
+                    attempts.fail(session, claimed, CRASH)
+                    job.state = "failed"
+            case "crash":
+                with self.granted_to(claimed, WORKING) as session:
+                    attempts.give_up_attempt(session, claimed, CRASH, max_attempts=MAX_ATTEMPTS)
+                    job.charge()
+            case "release":
+                self.release(claimed)
+            case "stop":
+                with self.granted_to(claimed, ("cancelling",)) as session:
+                    attempts.finish_cancel(session, claimed)
+                    job.state = "cancelled"
+            case "fall silent":
+                self.lose(claimed.row_id)
+
+    def reach(self, claimed: Claim, step: int, *, starts_over: bool) -> None:
         with self.granted_to(claimed, HELD) as session:
-            assert attempts.report_progress(session, claimed, ttl_s=TTL_S) == job.state
+            is_newest = attempts.record_checkpoint(
+                session, claimed, sha256=f"{step}" * 64, step=step, starts_over=starts_over
+            )
+            job = self.oracle.jobs[claimed.row_id]
+            assert is_newest == job.reach(step, starts_over=starts_over)
 
-    @precondition(has_claims)
-    @rule(pick=PICKS, checkpoints=CHECKPOINTS)
-    def checkpoint(self, pick: int, checkpoints: list[tuple[int, bool]]) -> None:
-        claimed, job = self.pick_claim(pick)
-        for step, starts_over in checkpoints:
-            with self.granted_to(claimed, HELD) as session:
-                is_newest = attempts.record_checkpoint(
-                    session, claimed, sha256=f"{step}" * 64, step=step, starts_over=starts_over
-                )
-                assert is_newest == job.reach(step, starts_over=starts_over)
-
-    @precondition(has_claims)
-    @rule(pick=PICKS)
-    def publish(self, pick: int) -> None:
-        claimed, job = self.pick_claim(pick)
-        if self.oracle.holds(claimed, WORKING):
-            publish(self.database, claimed)
-            job.state = "succeeded"
-        else:
-            with pytest.raises(LeaseLostError):
-                publish(self.database, claimed)
-
-    @precondition(has_claims)
-    @rule(pick=PICKS)
-    def fail(self, pick: int) -> None:
-        claimed, job = self.pick_claim(pick)
-        with self.granted_to(claimed, WORKING) as session:
-            attempts.fail(session, claimed, CRASH)
-            job.state = "failed"
-
-    @precondition(has_claims)
-    @rule(pick=PICKS)
-    def crash(self, pick: int) -> None:
-        claimed, job = self.pick_claim(pick)
-        with self.granted_to(claimed, WORKING) as session:
-            attempts.give_up_attempt(session, claimed, CRASH, max_attempts=MAX_ATTEMPTS)
-            job.charge()
-
-    @precondition(has_claims)
-    @rule(pick=PICKS)
-    def release(self, pick: int) -> None:
-        self.let_release(self.pick_claim(pick)[0])
-
-    def let_release(self, claimed: Claim) -> None:
+    def release(self, claimed: Claim) -> None:
         with self.granted_to(claimed, WORKING) as session:
             attempts.release(session, claimed)
             self.oracle.jobs[claimed.row_id].hand_back()
 
-    @precondition(has_claims)
-    @rule(pick=PICKS)
-    def stop_trainer(self, pick: int) -> None:
-        claimed, job = self.pick_claim(pick)
-        with self.granted_to(claimed, ("cancelling",)) as session:
-            attempts.finish_cancel(session, claimed)
-            job.state = "cancelled"
-
-    @precondition(has_claims)
-    @rule(pick=PICKS)
-    def lose(self, pick: int) -> None:
-        """The lease runs out, whoever holds it by now, and somebody sweeps."""
-        claimed, job = self.pick_claim(pick)
-        let_lease_run_out(self.database, claimed.row_id)
+    def lose(self, job_id: str) -> None:
+        """A lease runs out, whoever holds it by now, and somebody sweeps."""
+        let_lease_run_out(self.database, job_id)
+        job = self.oracle.jobs[job_id]
         is_held = job.state in HELD
-        lost = expire(self.database, max_attempts=MAX_ATTEMPTS)
-        assert lost == ([claimed.row_id] if is_held else [])
+        assert expire(self.database, max_attempts=MAX_ATTEMPTS) == ([job_id] if is_held else [])
         if job.state == "cancelling":
             job.state = "cancelled"
         elif is_held:
