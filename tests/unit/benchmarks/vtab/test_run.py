@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks.vtab.__main__ import main
 from benchmarks.vtab.watch import RunWatcher
 from core.catalog.methods import AdapterKind, DistillationLoss, MethodType, Precision
 from core.catalog.pairs import STARTER_STUDENT, STARTER_TEACHER
 from core.ml.backbones.load import load_backbone
+from core.ml.data.preprocess import preprocess
 from core.ml.training.loop import train
 from core.ml.training.plan import build_plan
 from core.ml.training.resident import ResidentData, build_split
@@ -47,10 +47,7 @@ def run(vtab_root, tmp_path, expected, fast):
 def read_split(root, name):
     """Decode a list without the benchmark's own code."""
     lines = (root / "kitti" / f"{name}.txt").read_text().split()
-    images = [
-        np.asarray(Image.open(root / "kitti" / path).convert("RGB").resize((64, 64), Image.BICUBIC))
-        for path in lines[::2]
-    ]
+    images = [preprocess((root / "kitti" / path).read_bytes(), 64) for path in lines[::2]]
     stacked = np.stack(images)
     return build_split(stacked, np.array(lines[1::2], int), device=CPU, teacher_images=stacked)
 
