@@ -239,6 +239,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("archive", "code"),
         [(b"", "archive_empty"), (b"plain text", "not_an_archive"), (PICTURES[:90], None)],
+        ids=["empty", "text", "cut"],  # an archive has the time in it, and ids must not
     )
     def test_no_archive_at_all(
         self, rig: Rig, model: str, archive: bytes, code: str | None
