@@ -3,13 +3,14 @@
 from fastapi import APIRouter
 
 from api.deps import DatabaseDep, ProjectDep, SettingsDep
+from api.schemas.problems import problems
 from api.schemas.projects import Project
 from core.platform.projects.repository import get_load
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"])
 
 
-@router.get("/current")
+@router.get("/current", responses=problems())
 def get_current_project(
     database: DatabaseDep, settings: SettingsDep, project: ProjectDep
 ) -> Project:

@@ -193,6 +193,12 @@ def test_switching_under_load_fails_no_request(
                     assert client.put(ALIAS, json={"model_id": wanted}).status_code == 200
                     seen = len(answers)
                     wait_until(lambda seen=seen: len(answers) > seen)
+                    if turn % 10 == 0:  # longer than a resolution is remembered
+                        wait_until(
+                            lambda seen=seen, wanted=wanted: any(
+                                a[1] == wanted for a in answers[seen:]
+                            )
+                        )
                 # What has been resolved before the last switch may be served for a second.
                 first = len(answers)
                 wait_until(lambda: any(a[1] == wanted for a in answers[first:]))

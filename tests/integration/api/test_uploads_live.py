@@ -208,7 +208,9 @@ def test_a_full_disk_is_507_and_leaves_nothing(
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 - a FileIO is wanted
         # The kernel itself says ENOSPC to every write.
         monkeypatch.setattr(
-            uploads._ArchiveForm, "__init__", lambda form, _target: open_form(form, full)
+            uploads._ArchiveForm,
+            "__init__",
+            lambda form, _target, *rest: open_form(form, full, *rest),
         )
         answer = httpx.post(f"{live.url}/v1/datasets", files={"file": ("x.zip", build_zip())})
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")

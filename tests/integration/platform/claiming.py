@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from core.platform.db.engine import Database
-from core.platform.jobs import repository
+from core.platform.jobs.attempts import publish, release
+from core.platform.jobs.claiming import claim_job
 from tests.integration.platform.rows import TTL_S, build_model
 
 
@@ -21,15 +22,15 @@ def main(url: str, owner: str, go_file: Path) -> None:
         time.sleep(0.001)
     while True:
         with database.write() as session:
-            claim = repository.claim_job(session, owner=owner, ttl_s=TTL_S)
+            claim = claim_job(session, owner=owner, ttl_s=TTL_S)
         if claim is None:
             return
         sys.stdout.write(f"{claim.row_id} {claim.attempt}\n")
         with database.write() as session:
             if claim.attempt == 1 and claim.row_id[-1] in "02468ace":
-                repository.release(session, claim)
+                release(session, claim)
             else:
-                repository.publish(session, claim, build_model(session, claim.row_id))
+                publish(session, claim, build_model(session, claim.row_id))
 
 
 if __name__ == "__main__":
