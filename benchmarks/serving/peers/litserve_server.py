@@ -66,7 +66,7 @@ def main() -> None:
     options = read_options(__doc__)
     server = ls.LitServer(
         Classify(options),
-        accelerator="cpu",
+        accelerator="auto",
         workers_per_device=options.workers,
         timeout=False,
     )

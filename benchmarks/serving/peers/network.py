@@ -55,18 +55,19 @@ class AdaptedVit:
         *,
         strategy: str,
         dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         """Load the network and, unless they are swapped, all adapters."""
         module: Any = timm.create_model(network, num_classes=0)  # timm declares no parts
         self._module = module
         weights = safetensors.torch.load_file(weights_dir / f"{network}.safetensors")
         module.load_state_dict(weights)
-        module.eval().requires_grad_(requires_grad=False).to(dtype)
+        module.eval().requires_grad_(requires_grad=False).to(device, dtype)
         config: dict[str, Any] = module.pretrained_cfg
         self.image_px = int(config["input_size"][-1])
-        self._mean = torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(config["std"]).view(1, 3, 1, 1) * 255
-        self._dtype = dtype
+        self._mean = torch.tensor(config["mean"], device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(config["std"], device=device).view(1, 3, 1, 1) * 255
+        self._dtype, self._device = dtype, device
         self._bundle = bundle
         self._strategy = strategy
         self._states: OrderedDict[int, State] = OrderedDict()
@@ -79,19 +80,19 @@ class AdaptedVit:
 
     def classify(self, models: Sequence[int], pixels: npt.NDArray[np.uint8]) -> Tensor:
         """Return probabilities (images, classes) of uint8 (images, px, px, 3)."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
         images = ((images - self._mean) / self._std).to(self._dtype)
         with torch.inference_mode():
             if self._strategy == "loop":
-                return self._forward_mixed(models, images)
+                return self._forward_mixed(models, images).cpu()
             distinct = sorted(set(models))
             if len(distinct) == 1:
-                return self._forward_one(distinct[0], images)
+                return self._forward_one(distinct[0], images).cpu()
             wanted = torch.tensor(models)
             parts: list[Tensor] = [torch.empty(0)] * len(models)
             for model in distinct:
                 rows = (wanted == model).nonzero().flatten()
-                answers = self._forward_one(model, images[rows])
+                answers = self._forward_one(model, images[rows.to(self._device)]).cpu()
                 for row, answer in zip(rows.tolist(), answers, strict=True):
                     parts[row] = answer
             return torch.stack(parts)
@@ -102,14 +103,14 @@ class AdaptedVit:
         return _head(state, self._module(images))
 
     def _forward_mixed(self, models: Sequence[int], images: Tensor) -> Tensor:
-        wanted = torch.tensor(models)
+        wanted = torch.tensor(models, device=self._device)
         distinct = sorted(set(models))
         self._turn = [
             (self._get(model), (wanted == model).nonzero().flatten()) for model in distinct
         ]
         features = self._module(images)
         parts = [(rows, _head(state, features[rows])) for state, rows in self._turn]
-        answers = torch.empty(len(models), parts[0][1].shape[1])
+        answers = torch.empty(len(models), parts[0][1].shape[1], device=self._device)
         for rows, answer in parts:
             answers[rows] = answer
         return answers
@@ -139,7 +140,7 @@ class AdaptedVit:
     def _read(self, model: int) -> State:
         state = safetensors.torch.load_file(self._bundle(model) / "adapter.safetensors")
         return {
-            name: tensor if name.startswith("head") else tensor.to(self._dtype)
+            name: tensor.to(self._device, None if name.startswith("head") else self._dtype)
             for name, tensor in state.items()
         }
 

@@ -38,7 +38,7 @@ class PeerOptions:
     timeout_s: float
 
     def build(self) -> AdaptedVit:
-        """Load the network and its adapters into this process."""
+        """Load the network and its adapters into this process, onto a GPU where there is one."""
         torch.set_num_threads(self.threads)
         return AdaptedVit(
             self.stock.network,
@@ -47,6 +47,7 @@ class PeerOptions:
             self.models,
             strategy=self.strategy,
             dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         )
 
 

@@ -3,6 +3,7 @@
 Kinds of adapters see channels-last tensors here, whatever the family: (B, N, d) or (B, H, W, d).
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -50,13 +51,13 @@ def _change_branch(
     block: ResidualBlock, reader: nn.Module, end: nn.Module, change: BranchChange
 ) -> list[RemovableHandle]:
     channels_first = block.branches_channels_first
-    read: list[Tensor] = []  # within one pass through the block
+    within = _Pass()
 
     def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        read.append(inputs[0])
+        within.read.append(inputs[0])
 
     def replace(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        stream = _channels_last(read.pop(), channels_first)
+        stream = _channels_last(within.read.pop(), channels_first)
         branch = _channels_last(output, channels_first)
         if stream.ndim == branch.ndim == _TOKENS_NDIM:
             stream = stream[:, : branch.shape[1]]  # a trimmed block answers for its first token
@@ -66,6 +67,13 @@ def _change_branch(
         reader.register_forward_pre_hook(remember),
         end.register_forward_hook(replace),
     ]
+
+
+class _Pass(threading.local):
+    """What one pass through a block has read; passes in other threads have their own."""
+
+    def __init__(self) -> None:
+        self.read: list[Tensor] = []
 
 
 def _channels_last(x: Tensor, channels_first: bool) -> Tensor:  # noqa: FBT001

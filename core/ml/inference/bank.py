@@ -1,5 +1,6 @@
 """The adapters of many models of one kind on one backbone, and a forward for any mix of them."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
@@ -21,7 +22,7 @@ class Bank:
 
     A row has all numbers of one model, in the backbone's format, so a batch takes its models by one
     `index_select`. The hooks stay on the network between batches and read the rows of the batch
-    that runs.
+    that runs in their thread.
 
     Args:
         backbone: the network, where it will stay.
@@ -29,12 +30,14 @@ class Bank:
         bucket: hidden dimension that they are padded to.
     """
 
+    is_shareable = True  # each thread has the rows of its own part of the batch
+
     def __init__(self, backbone: LoadedBackbone, kind: AdapterKind, bucket: int) -> None:
         self._method = BANKED_METHODS[kind]
         self._backbone = backbone
         self._layout = Layout(self._method.lay_out(backbone, bucket))
         self.slots = Slots(self._layout.size, dtype=backbone.dtype, device=backbone.device)
-        self._rows: Rows | None = None
+        self._running = _Running()
         self._trimmable = (
             find_trimmable_block(backbone.module) if self._method.allows_trimming else None
         )
@@ -77,16 +80,23 @@ class Bank:
             images: as there.
         """
         numbers = table.index_select(0, index)
-        self._rows = Rows(self._layout, numbers, images.shape[0])
+        self._running.rows = Rows(self._layout, numbers, images.shape[0])
         try:
             features: Tensor = self._backbone.module(images)
         finally:
-            self._rows = None
+            self._running.rows = None
         return features
 
     def _read(self) -> Rows:
-        assert self._rows is not None, "hooks run within `run` alone"
-        return self._rows
+        rows = self._running.rows
+        assert rows is not None, "hooks run within `run` alone"
+        return rows
+
+
+class _Running(threading.local):
+    """What the hooks read in this thread."""
+
+    rows: Rows | None = None
 
 
 def find_bucket(backbone: LoadedBackbone, spec: AdapterSpec) -> int | None:

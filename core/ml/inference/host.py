@@ -17,6 +17,7 @@ from core.ml.backbones.frozen_linear import fast_frozen_linears
 from core.ml.backbones.load import LoadedBackbone
 from core.ml.backbones.normalise import normalise_images
 from core.ml.inference.bank import Bank
+from core.ml.inference.cores import Cores
 from core.ml.inference.fitting import Fitting
 from core.ml.inference.graphs import GraphedBank
 from core.ml.inference.heads import Heads
@@ -32,6 +33,9 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 class Mountable(Protocol):
     """What can answer on a backbone: a bank, or one model by itself."""
 
+    #: whether `run` may be called from several threads at once
+    is_shareable: bool
+
     def mount(self, stack: ExitStack) -> None:
         """Attach to the network until `stack` is closed."""
 
@@ -41,6 +45,8 @@ class Mountable(Protocol):
 
 class Single:
     """A model of a kind without a bank, attached to the network for its own batches."""
+
+    is_shareable = False  # it attaches itself to the network, for all threads alike
 
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model
@@ -66,6 +72,8 @@ class Host:
         self.precision = precision
         self.fitting = Fitting(backbone)
         self.heads = Heads(backbone.num_features, backbone.device)
+        is_cpu = backbone.device.type == "cpu"
+        self._cores = Cores(lambda: fast_frozen_linears(backbone), None if is_cpu else 1)
         self._turns = Turns()
         self._lock = threading.Lock()
         self._banks: dict[tuple[AdapterKind, int], Bank | None] = {}
@@ -119,7 +127,9 @@ class Host:
                 self._unmount()
                 mountable.mount(self._mount)
                 self._mounted = mountable
-            return mountable.run(slots, images).float()
+            if not mountable.is_shareable:
+                return mountable.run(slots, images).float()
+            return self._cores.run(mountable.run, slots, images).float()
 
     def forget(self, mountable: Mountable) -> None:
         """Let go of what will not run again."""
