@@ -15,8 +15,9 @@ from core.platform.db.engine import Database
 from core.platform.jobs import attempts, claiming, control, repository
 from core.platform.jobs.control import JobCancellingError, JobTerminalError
 from core.platform.jobs.repository import DatasetUnusableError
-from core.platform.jobs.transitions import ForbiddenTransitionError, enter
+from core.platform.jobs.transitions import enter
 from core.platform.leases import Claim, LeaseLostError
+from core.platform.state_machine import ForbiddenTransitionError
 from core.types import DatasetState, JobState
 from tests.integration.platform.rows import (
     CRASH,

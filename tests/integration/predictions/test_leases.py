@@ -27,7 +27,8 @@ from core.platform.predictions.repository import (
     TooManyPredictionsError,
 )
 from core.platform.predictions.states import HELD, TERMINAL, TRANSITIONS
-from core.platform.predictions.transitions import ForbiddenTransitionError, enter
+from core.platform.predictions.transitions import enter
+from core.platform.state_machine import ForbiddenTransitionError
 from core.types import BatchPredictionState as State
 from tests.integration.platform.webhook_rows import add_endpoint, deliveries_of
 from tests.integration.predictions.rows import (
