@@ -6,20 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.clock import monotonic_s
-from core.errors import AppError
 from core.platform.collection.naming import ensure_stored
 from core.platform.db.prediction_tables import BatchPredictionRow
 from core.platform.doorbell import PREDICT_TASK
 from core.platform.leases import Claim, LeaseLostError
 from core.platform.predictions import attempts, repository
-from worker.faults import describe_fault
+from worker.attempt import Steps, see_through
 from worker.runtime import Runtime
-from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Supervisor, Write
-from worker.workdirs import hold_workdir
+from worker.supervisor import Ending, Outcome, Supervisor, Write
 
 logger = logging.getLogger(__name__)
 
@@ -58,31 +55,19 @@ class PredictionAttempt:
         Raises:
             LeaseLostError: another attempt, or the end of the prediction, has overtaken this one.
         """
-        claim, settings = self._claim, self._runtime.settings
-        with hold_workdir(settings.scratch_dir, claim.row_id, claim.attempt) as workdir:
-            supervisor = Supervisor(
-                "worker.predictor",
-                workdir,
-                database=self._runtime.database,
-                renew=self._renew,
-                renewed_s=self._claimed_s,
-                limits=Limits.from_settings(settings),
-                is_draining=lambda: self._runtime.is_draining,
-                on_message=self._on_message,
-                find_failure=self._find_overrun,
-            )
-            try:
-                try:
-                    outcome = supervisor.run(
-                        supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
-                    )
-                    self._conclude(outcome, supervisor, workdir / RESULTS_FILE)
-                except EndedEarlyError as early:
-                    self._conclude(early.outcome, supervisor, workdir / RESULTS_FILE)
-            except (AppError, OSError, ValueError, KeyError, DBAPIError) as error:
-                # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
-                logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
-                self._end(supervisor, self._build_crash(describe_fault(error)))
+        steps = Steps(
+            renew=self._renew,
+            on_message=self._on_message,
+            build_request=self._build_request,
+            conclude=lambda outcome, supervisor, workdir: self._conclude(
+                outcome, supervisor, workdir / RESULTS_FILE
+            ),
+            break_off=lambda supervisor, fault: self._end(supervisor, self._build_crash(fault)),
+            find_failure=self._find_overrun,
+        )
+        see_through(
+            "worker.predictor", self._runtime, self._claim, steps, claimed_s=self._claimed_s
+        )
 
     def _build_request(self, inputs: Path) -> dict[str, Any]:
         """Return what the predictor is told; the files that it reads get names in a folder."""

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.catalog.figures import EVALUATION_FILE, FIGURES_DIR
@@ -21,13 +20,12 @@ from core.platform.jobs import attempts, events, repository
 from core.platform.leases import Claim, LeaseLostError
 from core.platform.storage.errors import BlobCorruptError
 from core.types import new_model_id
+from worker.attempt import Steps, see_through
 from worker.claims import claim_next_job
-from worker.faults import describe_fault
 from worker.runtime import Runtime
 from worker.side_work import SideWork
-from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Supervisor, Write
+from worker.supervisor import Ending, Outcome, Supervisor, Write
 from worker.time_limit import find_time_limit
-from worker.workdirs import hold_workdir
 
 logger = logging.getLogger(__name__)
 
@@ -85,32 +83,19 @@ class TrainingAttempt:
         Raises:
             LeaseLostError: another attempt, or the end of the job, has overtaken this one.
         """
-        claim, settings = self._claim, self._runtime.settings
-        with hold_workdir(settings.scratch_dir, claim.row_id, claim.attempt) as workdir:
-            supervisor = Supervisor(
-                "worker.trainer",
-                workdir,
-                database=self._runtime.database,
-                renew=self._renew,
-                renewed_s=self._claimed_s,
-                limits=Limits.from_settings(settings),
-                is_draining=lambda: self._runtime.is_draining,
-                on_message=self._on_message,
-                find_failure=self._find_overrun,
-            )
-            try:
-                try:
-                    outcome = supervisor.run(
-                        supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
-                    )
-                    self._conclude(outcome, supervisor, workdir)
-                except EndedEarlyError as early:
-                    self._has_ended = True
-                    self._conclude(early.outcome, supervisor, workdir)
-            except (AppError, OSError, ValueError, KeyError, DBAPIError) as error:
-                # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
-                logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
-                self._end(supervisor, self._build_crash(describe_fault(error)))
+        steps = Steps(
+            renew=self._renew,
+            on_message=self._on_message,
+            build_request=self._build_request,
+            conclude=self._conclude,
+            break_off=lambda supervisor, fault: self._end(supervisor, self._build_crash(fault)),
+            find_failure=self._find_overrun,
+            leave_behind=self._note_end,
+        )
+        see_through("worker.trainer", self._runtime, self._claim, steps, claimed_s=self._claimed_s)
+
+    def _note_end(self) -> None:
+        self._has_ended = True
 
     def _build_request(self, inputs: Path) -> dict[str, Any]:
         """Return what the trainer is told; the files that it reads get names in a folder of it."""

@@ -5,21 +5,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.catalog.pairs import DEFAULT_IMAGE_PX
 from core.clock import monotonic_s
-from core.errors import AppError
 from core.platform.collection.naming import ensure_stored
 from core.platform.datasets import repository
 from core.platform.doorbell import TRAIN_TASK, VALIDATE_TASK
 from core.platform.leases import Claim, LeaseLostError
 from core.types import DatasetState
-from worker.faults import describe_fault
+from worker.attempt import Steps, see_through
 from worker.runtime import Runtime
-from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Supervisor, Write
-from worker.workdirs import hold_workdir
+from worker.supervisor import Ending, Outcome, Supervisor, Write
 
 logger = logging.getLogger(__name__)
 
@@ -54,30 +51,16 @@ class ValidationAttempt:
         Raises:
             LeaseLostError: another attempt has overtaken this one.
         """
-        claim, settings = self._claim, self._runtime.settings
-        with hold_workdir(settings.scratch_dir, claim.row_id, claim.attempt) as workdir:
-            supervisor = Supervisor(
-                "worker.intake",
-                workdir,
-                database=self._runtime.database,
-                renew=self._renew,
-                renewed_s=self._claimed_s,
-                limits=Limits.from_settings(settings),
-                is_draining=lambda: self._runtime.is_draining,
-                on_message=self._on_message,
-            )
-            try:
-                try:
-                    outcome = supervisor.run(
-                        supervisor.renew_while(lambda: self._build_request(workdir / "inputs"))
-                    )
-                    self._conclude(outcome, supervisor, workdir / "out")
-                except EndedEarlyError as early:
-                    self._conclude(early.outcome, supervisor, workdir / "out")
-            except (AppError, OSError, ValueError, KeyError, DBAPIError) as error:
-                # A fault of ours, here in the supervisor: it costs the attempt, not the worker.
-                logger.exception("attempt %d of %s broke", claim.attempt, claim.row_id)
-                supervisor.write_last(self._build_crash(describe_fault(error)))
+        steps = Steps(
+            renew=self._renew,
+            on_message=self._on_message,
+            build_request=self._build_request,
+            conclude=lambda outcome, supervisor, workdir: self._conclude(
+                outcome, supervisor, workdir / "out"
+            ),
+            break_off=lambda supervisor, fault: supervisor.write_last(self._build_crash(fault)),
+        )
+        see_through("worker.intake", self._runtime, self._claim, steps, claimed_s=self._claimed_s)
 
     def _build_request(self, inputs: Path) -> dict[str, Any]:
         """Return what the intake is told; the archive gets a name in a folder of it."""
