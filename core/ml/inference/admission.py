@@ -17,11 +17,6 @@ from core.errors import RateLimitedError, UnavailableError
 _DECAY = 0.975
 #: A project may go on up to its share when the others have filled the queue, within this factor.
 _SHARED_FACTOR = 2
-#: Share of the rate of endless batches at which a batch is large enough: beyond it whoever comes
-#: next waits longer, and hardly anything is gained.
-_ENOUGH = 0.95
-#: No batch is held smaller than this, however little a larger one would gain.
-_LEAST = 4
 
 
 class OverloadedError(UnavailableError):
@@ -50,7 +45,8 @@ class BatchTimes:
     def __init__(self) -> None:
         self._n = self._b = self._t = self._bb = self._bt = 0.0
         self._line: tuple[float, float] | None = None
-        self._enough: int | None = None
+        #: images that a batch may have now; None for as many as the setting says
+        self.size: int | None = None
 
     @property
     def line(self) -> tuple[float, float] | None:
@@ -77,13 +73,6 @@ class BatchTimes:
         elif start_s < 0:
             slope, start_s = self._bt / self._bb, 0.0
         self._line = (start_s, slope)
-        # From B / (a + bB) >= share / b. It outlives batches of one size, which say nothing of it.
-        wanted = _ENOUGH / (1 - _ENOUGH) * start_s / slope if slope > 0 else math.inf
-        self._enough = max(_LEAST, math.ceil(wanted)) if math.isfinite(wanted) else None
-
-    def find_enough(self, most: int) -> int:
-        """Return how many images make a batch that is as good as a larger one, at most `most`."""
-        return most if self._enough is None else min(most, self._enough)
 
     def predict_s(self, images: int) -> float:
         """Return how long a batch will take; 0 before the first one."""
@@ -137,11 +126,12 @@ class Admission:
 
     def find_throughput(self) -> float | None:
         """Return X, the images a second of full batches, or None before the first batch."""
-        took_s = self._times.predict_s(self._max_batch)
+        size = self._find_size()
+        took_s = self._times.predict_s(size)
         if took_s <= 0:
             return None
         rate = self._find_rate()
-        throughput = self._max_batch / took_s
+        throughput = size / took_s
         return throughput if rate is None else min(throughput, rate)
 
     def limit(self) -> int:
@@ -150,7 +140,7 @@ class Admission:
         throughput = self.find_throughput()
         if throughput is None:
             return min(2 * floor, self._max_images)
-        left_s = self._deadline_s - self._times.predict_s(self._max_batch)
+        left_s = self._deadline_s - self._times.predict_s(self._find_size())
         return max(floor, min(self._max_images, int(throughput * max(0.0, left_s))))
 
     def check(self, project: str, images: int = 1) -> None:
@@ -205,6 +195,10 @@ class Admission:
             )
             raise ProjectOverloadedError(message, self._foresee_s(own / self._share_of(project)))
         raise OverloadedError(_describe(self._images), self._foresee_s(self._images))
+
+    def _find_size(self) -> int:
+        """Return Bmax: the setting's, or less where batches are kept smaller."""
+        return min(self._max_batch, self._times.size or self._max_batch)
 
     def _share_of(self, project: str) -> float:
         own = self._weight_of(project)

@@ -13,9 +13,13 @@ from typing import Any, Protocol
 from core.clock import monotonic_s
 from core.errors import DeadlineError
 from core.ml.inference.admission import BatchTimes
+from core.ml.inference.batch_size import BatchSize
 from core.ml.inference.queueing import FairQueue
 
 logger = logging.getLogger(__name__)
+
+#: A network is shared for so long after images of one project have followed another's.
+_SHARED_S = 5.0
 
 
 class Call(Protocol):
@@ -86,7 +90,9 @@ class Batcher:
         self._name = name
         self._forward = forward
         self._deliver = deliver
-        self._max_batch = max_batch
+        self._size = BatchSize(max_batch)
+        self._last_project = ""
+        self._shared_until_s = 0.0
         self._times = times
         self._queue: FairQueue[Ticket] = FairQueue(weight_of)
         self._changed = threading.Condition(threading.Lock())
@@ -109,6 +115,9 @@ class Batcher:
         with self._changed:
             for ticket in tickets:
                 ticket.ready_s = now_s
+                if ticket.project != self._last_project:
+                    self._shared_until_s = now_s + _SHARED_S if self._last_project else 0.0
+                    self._last_project = ticket.project
                 self._queue.put(ticket, project=ticket.project, key=ticket.batch_key)
             self._changed.notify()
 
@@ -142,7 +151,7 @@ class Batcher:
         batch: list[Ticket] = []
         rejected: list[Ticket] = []
         tightest_s = float("inf")
-        most = self._times.find_enough(self._max_batch)
+        most = self._times.size = self._size.find(is_shared=now_s < self._shared_until_s)
         while len(batch) < most:
             ticket = queue.find_next(key)
             if ticket is None:
@@ -177,7 +186,9 @@ class Batcher:
             outputs = [error] * len(batch)
         else:
             self._failures = 0
-            self._times.add(len(batch), monotonic_s() - started_s)
+            took_s = monotonic_s() - started_s
+            self._times.add(len(batch), took_s)
+            self._size.add(len(batch), took_s)
         took_s = monotonic_s() - started_s
         for ticket, output in zip(batch, outputs, strict=True):
             ticket.outcome = output

@@ -53,31 +53,16 @@ def test_batches_of_one_size_foresee_larger_ones_as_slower_not_as_free():
     assert times.predict_s(64) == pytest.approx(64 * 0.012)
 
 
-def test_a_batch_is_large_enough_at_95_percent_of_the_best_rate():
-    times = fitted(0.01, 0.002)
-    enough = times.find_enough(1000)
-    assert enough == 95  # 95 / (0.01 + 0.002 * 95) = 475 images a second, of 500
-    assert times.find_enough(64) == 64
-
-
-def test_a_network_that_gains_nothing_by_batches_gets_small_ones():
-    assert fitted(0.0, 0.01).find_enough(64) == 4
-    assert fitted(0.002, 0.01).find_enough(64) == 4
-    assert fitted(0.005, 0.01).find_enough(64) == 10
-
-
-def test_batches_of_one_size_change_nothing_about_what_is_enough():
-    assert BatchTimes().find_enough(64) == 64
-    assert fitted(sizes=[8] * 10).find_enough(64) == 64
-    times = fitted(0.005, 0.01)
-    for _ in range(500):
-        times.add(10, 0.105)
-    assert times.find_enough(64) == 10
-
-
 def test_the_limit_is_throughput_times_the_time_that_is_left():
     took_s = 0.01 + 0.002 * 8
     assert build().limit() == int(8 / took_s * (1.0 - took_s))
+
+
+def test_the_limit_follows_batches_that_are_kept_small():
+    times = fitted()
+    times.size = 2
+    took_s = 0.01 + 0.002 * 2
+    assert build(times=times).limit() == int(2 / took_s * (1.0 - took_s))
 
 
 def test_the_limit_knows_when_decoding_is_slower():

@@ -1,0 +1,68 @@
+"""How large batches grow on networks of several characters."""
+
+from collections import Counter
+
+import pytest
+
+from core.ml.inference.batch_size import BatchSize
+
+
+def live(size, took_s, batches=400):
+    """Run full batches; return how often each size was chosen in the second half."""
+    chosen = []
+    for _ in range(batches):
+        images = size.find()
+        chosen.append(images)
+        size.add(images, took_s(images))
+    return Counter(chosen[batches // 2 :])
+
+
+def test_before_anything_is_known_a_batch_may_be_as_large_as_it_can():
+    assert BatchSize(64).find() == 64
+
+
+def test_a_network_that_gains_by_every_image_gets_the_largest():
+    chosen = live(BatchSize(64), lambda images: 0.005 + 0.0001 * images)
+    assert chosen.most_common(1)[0][0] == 64
+
+
+def test_a_network_that_gains_nothing_gets_the_smallest():
+    chosen = live(BatchSize(64), lambda images: 0.01 * images)
+    assert chosen.most_common(1)[0][0] == 4
+    assert max(chosen) <= 8
+    assert chosen[8] <= sum(chosen.values()) / 30
+
+
+def test_a_slow_single_image_does_not_matter():
+    # As measured on two cores: 30 ms for one, 17 ms for each of several.
+    size = BatchSize(64)
+    for _ in range(20):
+        size.add(1, 0.030)
+    chosen = live(size, lambda images: 0.030 if images == 1 else 0.017 * images)
+    assert chosen.most_common(1)[0][0] == 4
+
+
+def test_a_network_in_between_gets_what_is_nearly_the_best():
+    # 1 / (0.0001 + 0.001 / B) a second: 16 images have 62 % of the endless rate, 64 have 86 %.
+    chosen = live(BatchSize(256), lambda images: 0.001 + 0.0001 * images)
+    assert chosen.most_common(1)[0][0] in (128, 256)
+
+
+def test_a_network_that_changes_is_followed():
+    size = BatchSize(64)
+    live(size, lambda images: 0.01 * images)
+    chosen = live(size, lambda images: 0.05 + 0.0001 * images, batches=4000)
+    assert chosen.most_common(1)[0][0] >= 32
+
+
+def test_projects_that_share_a_network_get_smaller_batches():
+    size = BatchSize(64)
+    for images, took_s in ((4, 0.017), (8, 0.016), (16, 0.014), (32, 0.0135)):
+        size.add(images, took_s * images)
+    assert size.find() == 16
+    assert size.find(is_shared=True) == 4
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_never_more_than_the_setting(most):
+    assert max(live(BatchSize(most), lambda images: 0.01 + 0.01 * images)) <= most
