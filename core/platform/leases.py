@@ -6,6 +6,7 @@ must hit exactly one row. When a lease expires, the row goes back to its eligibl
 attempt gets a new number, so that whatever the old attempt still writes hits nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -139,3 +140,20 @@ def surrender(table: type[LeasedRow]) -> dict[InstrumentedAttribute[Any], Any]:
 def expired(table: type[LeasedRow]) -> ColumnElement[bool]:
     """Return the condition that a row's lease has run out."""
     return table.lease_expires_at < db_now()
+
+
+def lock_expired(
+    session: Session, table: type[LeasedRow], states: Sequence[str]
+) -> list[LeasedRow]:
+    """Return and lock the rows in these states whose lease has run out; held ones are skipped."""
+    lost = select(table).where(table.state.in_(states), expired(table))
+    return list(session.scalars(lost.with_for_update(skip_locked=True)))
+
+
+def describe_loss(row: LeasedRow) -> dict[str, Any]:
+    """Return the error of an attempt whose lease has run out, in the form that rows keep."""
+    return {
+        "code": "worker_lost",
+        "message": f"attempt {row.attempt} on {row.lease_owner} stopped renewing its lease",
+        "class": "system",
+    }

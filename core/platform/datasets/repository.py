@@ -285,14 +285,10 @@ def give_up_attempt(
 
 def expire_attempts(session: Session, *, max_attempts: int) -> list[str]:
     """End the validations whose lease has run out; return the ids of the datasets touched."""
-    lost = select(DatasetRow).where(DatasetRow.state.in_(_HELD), leases.expired(DatasetRow))
-    datasets = list(session.scalars(lost.with_for_update(skip_locked=True)))
+    datasets = leases.lock_expired(session, DatasetRow, _HELD)
     for dataset in datasets:
-        error = {
-            "code": "worker_lost",
-            "message": f"attempt {dataset.attempt} on {dataset.lease_owner} stopped renewing",
-        }
-        _charge_attempt(session, dataset, error, max_attempts=max_attempts)
+        loss = leases.describe_loss(dataset)
+        _charge_attempt(session, dataset, loss, max_attempts=max_attempts)
     return [dataset.id for dataset in datasets]
 
 

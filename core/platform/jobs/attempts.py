@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.platform import leases
@@ -148,19 +147,13 @@ def finish_cancel(session: Session, claim: Claim) -> None:
 
 def expire_attempts(session: Session, *, max_attempts: int) -> list[str]:
     """End the attempts whose lease has run out; return the ids of the jobs touched."""
-    lost = select(JobRow).where(JobRow.state.in_(_HELD), leases.expired(JobRow))
-    jobs = list(session.scalars(lost.with_for_update(skip_locked=True)))
+    jobs = leases.lock_expired(session, JobRow, _HELD)
     for job in jobs:
         if job.state == JobState.CANCELLING:
             enter(session, job, JobState.CANCELLED)
             add_event(session, job.id, "job cancelled", event_type="job.cancelled")
             continue
-        error = {
-            "code": "worker_lost",
-            "message": f"attempt {job.attempt} on {job.lease_owner} stopped renewing its lease",
-            "class": "system",
-        }
-        _charge_attempt(session, job, error, max_attempts=max_attempts)
+        _charge_attempt(session, job, leases.describe_loss(job), max_attempts=max_attempts)
     return [job.id for job in jobs]
 
 

@@ -137,16 +137,10 @@ def give_up_attempt(
 
 def expire_attempts(session: Session, *, max_attempts: int) -> list[str]:
     """End the attempts whose lease has run out; return the ids of the predictions touched."""
-    row = BatchPredictionRow
-    lost = select(row).where(row.state.in_(HELD_VALUES), leases.expired(row))
-    predictions = list(session.scalars(lost.with_for_update(skip_locked=True)))
+    predictions = leases.lock_expired(session, BatchPredictionRow, HELD_VALUES)
     for prediction in predictions:
-        error = {
-            "code": "worker_lost",
-            "message": f"attempt {prediction.attempt} on {prediction.lease_owner} stopped renewing",
-            "class": "system",
-        }
-        _charge_attempt(session, prediction, error, max_attempts=max_attempts)
+        loss = leases.describe_loss(prediction)
+        _charge_attempt(session, prediction, loss, max_attempts=max_attempts)
     return [prediction.id for prediction in predictions]
 
 
