@@ -10,9 +10,10 @@ from sqlalchemy.exc import DBAPIError
 
 from core.errors import AppError
 from core.platform.leases import Claim
+from worker.ending import EndedEarlyError, Limits, Outcome
 from worker.faults import describe_fault
 from worker.runtime import Runtime
-from worker.supervisor import EndedEarlyError, Limits, Outcome, Renew, Supervisor, Write
+from worker.supervisor import Renew, Supervisor, Write
 from worker.workdirs import hold_workdir
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from core.platform.doorbell import PREDICT_TASK
 from core.platform.leases import Claim, LeaseLostError
 from core.platform.predictions import attempts, repository
 from worker.attempt import Steps, see_through
+from worker.ending import Ending, Outcome
 from worker.runtime import Runtime
-from worker.supervisor import Ending, Outcome, Supervisor, Write
+from worker.supervisor import Supervisor, Write
 
 logger = logging.getLogger(__name__)
 

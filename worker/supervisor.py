@@ -15,18 +15,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
 from core.clock import monotonic_s
 from core.platform.db.engine import TRANSIENT_ERRORS, Database
 from core.platform.leases import LeaseLostError
-from core.settings import Settings, build_environment
+from core.settings import build_environment
 from worker.child import REQUEST_FILE, STOP_COMMAND
+from worker.ending import EndedEarlyError, Ending, Limits, Outcome
 from worker.side_work import SideWork
 
 logger = logging.getLogger(__name__)
@@ -53,62 +52,6 @@ _CHILD_ENVIRONMENT = {
     # beside two busy processes on two cores a training step took 7.2 s, without spinning 0.4 s.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-
-
-class Ending(StrEnum):
-    """How a child's life ended."""
-
-    DONE = "done"  #: it did its work
-    FAILED = "failed"  #: it said why another attempt would fail too
-    STOPPED = "stopped"  #: it handed its work back: the worker shuts down, or the row asked for it
-    CRASHED = "crashed"  #: it died, hung, or broke the protocol
-    CANCELLED = "cancelled"  #: the row asked for it
-    LOST = "lost"  #: the lease was lost or could not be renewed: write nothing more
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a child.
-
-    Attributes:
-        ending: how it ended.
-        message: its last message (`done` or `failed`), or what is known of a crash.
-    """
-
-    ending: Ending
-    message: dict[str, Any] = field(default_factory=dict)
-
-
-class EndedEarlyError(Exception):
-    """The attempt must end before the slow work beside it has: that was left behind."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(f"left slow work behind: {outcome.ending.value}")
-        self.outcome = outcome
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a child or a lease is given up.
-
-    Attributes:
-        heartbeat_s: longest time between two renewals.
-        fence_s: kill the child when the last renewal is older than this.
-        progress_timeout_s: kill the child when it has said nothing for so long.
-    """
-
-    heartbeat_s: float
-    fence_s: float
-    progress_timeout_s: float
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """Return the limits that a worker's settings ask for."""
-        return cls(
-            heartbeat_s=settings.heartbeat_s,
-            fence_s=settings.lease_ttl_s * 2 / 3,
-            progress_timeout_s=settings.progress_timeout_s,
-        )
 
 
 #: A write that goes into the same transaction as the next renewal.

@@ -22,9 +22,10 @@ from core.platform.storage.errors import BlobCorruptError
 from core.types import new_model_id
 from worker.attempt import Steps, see_through
 from worker.claims import claim_next_job
+from worker.ending import Ending, Outcome
 from worker.runtime import Runtime
 from worker.side_work import SideWork
-from worker.supervisor import Ending, Outcome, Supervisor, Write
+from worker.supervisor import Supervisor, Write
 from worker.time_limit import find_time_limit
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from core.settings import Settings
 from tests.e2e.faults.asking import ask, find_trainers, wait_for_no_trainer, wait_for_status
 from tests.e2e.stack import LEASE_TTL_S, Stack, wait_until
 from tests.fixtures.tcp_proxy import Proxy, open_proxy
-from worker.supervisor import Limits
+from worker.ending import Limits
 
 #: After which a supervisor that could not renew ends its trainer.
 FENCE_S = Limits.from_settings(

@@ -30,8 +30,9 @@ from tests.integration.platform.rows import (
     job_of,
     models_of,
 )
+from worker.ending import Ending, Limits, Outcome
 from worker.runtime import Runtime
-from worker.supervisor import Ending, Limits, Outcome, Supervisor
+from worker.supervisor import Supervisor
 from worker.training import TrainingAttempt
 from worker.validation import ValidationAttempt
 

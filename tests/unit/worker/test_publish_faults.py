@@ -13,8 +13,9 @@ from core.platform.storage.errors import StoreMisconfiguredError, StoreUnavailab
 from core.settings import Settings
 from tests.integration.platform.rows import add_job, claim, job_of, models_of, tell_events
 from tests.unit.worker.test_storage_faults import FailingStore, offer_checkpoint, told
+from worker.ending import Ending, Outcome
 from worker.runtime import Runtime
-from worker.supervisor import Ending, Outcome, Supervisor
+from worker.supervisor import Supervisor
 from worker.training import TrainingAttempt
 
 

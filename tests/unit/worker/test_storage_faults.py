@@ -24,8 +24,9 @@ from core.platform.storage.local import LocalStore
 from core.settings import Settings
 from core.types import DatasetState
 from tests.integration.platform.rows import add_dataset, add_job, claim, dataset_of, job_of
+from worker.ending import Limits
 from worker.runtime import Runtime
-from worker.supervisor import Limits, Supervisor
+from worker.supervisor import Supervisor
 from worker.training import TrainingAttempt
 from worker.validation import validate_next
 

@@ -17,7 +17,8 @@ from core.platform.jobs import attempts, control, events
 from core.platform.leases import Claim, LeaseLostError
 from tests.integration.platform.rows import TTL_S, add_job, claim, job_of, lose
 from tests.unit.worker.processes import wait_for_death, wait_for_file
-from worker.supervisor import EndedEarlyError, Ending, Limits, Outcome, Renew, Supervisor, Write
+from worker.ending import EndedEarlyError, Ending, Limits, Outcome
+from worker.supervisor import Renew, Supervisor, Write
 
 CHILD = "tests.unit.worker.children.scripted"
 UNREACHABLE = OperationalError("UPDATE", None, ConnectionError("no route to the database"))

@@ -16,8 +16,9 @@ from core.platform.jobs import control
 from core.platform.leases import LeaseLostError
 from core.settings import Settings
 from tests.integration.platform.rows import add_job, claim, job_of, lose, models_of, pause
+from worker.ending import Ending, Limits, Outcome
 from worker.runtime import Runtime
-from worker.supervisor import Ending, Limits, Outcome, Supervisor
+from worker.supervisor import Supervisor
 from worker.training import TrainingAttempt
 
 BROKEN = OperationalError("COMMIT", None, ConnectionError("cut"))

@@ -6,7 +6,8 @@ from typing import Any
 
 from core.clock import monotonic_s
 from core.platform.db.engine import Database
-from worker.supervisor import Limits, Supervisor, Write
+from worker.ending import Limits
+from worker.supervisor import Supervisor, Write
 
 
 def main() -> None:
