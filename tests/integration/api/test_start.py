@@ -40,6 +40,26 @@ class TestProcess:
         _, stderr = process.communicate(timeout=60)
         assert "GET '/readyz' 200" in stderr
 
+    def test_a_full_collection_finds_hardly_anything_to_look_at(self, data_dir: Path) -> None:
+        code = (
+            "import gc, sys; import api.__main__ as process\n"
+            "def run(server, sockets): print(gc.get_freeze_count(), len(gc.get_objects()))\n"
+            "process.DrainingServer.run = run\n"
+            "sys.argv[1:] = []; sys.exit(process.main())\n"
+        )
+        environment = {"IDAT_DATA_DIR": str(data_dir), "IDAT_PORT": "0", "IDAT_ROLES": "control"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=_ROOT,
+            env={"PATH": "", **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        exempt, looked_at = map(int, done.stdout.splitlines()[-1].split())
+        assert exempt > 50_000
+        assert looked_at < exempt / 20
+
     @pytest.mark.parametrize(("argument", "exit_code"), [("--help", 0), ("--port=1", 2)])
     def test_an_argument_does_not_start_it(
         self, tmp_path: Path, argument: str, exit_code: int
