@@ -104,7 +104,10 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(InferenceGateMiddleware, settings=settings, lifecycle=lifecycle),
             Middleware(BodyCapMiddleware),
             Middleware(HeadMiddleware),
+            *_build_direct(settings),
         ],
+        # Nothing here takes part in traces, and asking for every request whether it should costs.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.lifecycle = lifecycle
@@ -143,6 +146,12 @@ def create_app(settings: Settings) -> FastAPI:
             app.include_router(module.router)
     app.openapi = lambda: _build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
+
+
+def _build_direct(settings: Settings) -> list[Middleware]:
+    if "inference" not in settings.roles:
+        return []
+    return [Middleware(import_module("api.routes.classify").DirectClassifyMiddleware)]
 
 
 @asynccontextmanager

@@ -14,10 +14,10 @@ from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import ForbiddenOriginError, problem_of
+from api.headers import find_header
 from core.errors import AppError, UnauthorizedError
 from core.settings import Settings
 from core.types import DEFAULT_PROJECT
@@ -45,16 +45,15 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Decide, then pass on."""
         if scope["type"] == "http" and not _is_open(scope["path"]):
-            headers = Headers(scope=scope)
             try:
-                project = self._get_project(headers)
+                project = self._get_project(scope)
             except AppError as error:
                 await problem_of(scope["state"]["request_id"], error)(scope, receive, send)
                 return
             scope["state"]["project"] = project
         await self._app(scope, receive, send)
 
-    def _get_project(self, headers: Headers) -> str:
+    def _get_project(self, scope: Scope) -> str:
         """Return the project that a request is for.
 
         Raises:
@@ -62,9 +61,9 @@ class AuthMiddleware:
             ForbiddenOriginError: there are no keys, and a foreign page may have made it.
         """
         if not self._keys:
-            _check_origin(headers)
+            _check_origin(scope)
             return DEFAULT_PROJECT
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+        scheme, _, token = (find_header(scope, b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise UnauthorizedError(
                 "this server wants an API key: send the header 'Authorization: Bearer <key>'"
@@ -85,14 +84,14 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _check_origin(headers: Headers) -> None:
-    host = headers.get("host", "")
+def _check_origin(scope: Scope) -> None:
+    host = find_header(scope, b"host") or ""
     # A name that a foreign DNS server points at 127.0.0.1 is how a page gets past the browser.
     if not _is_loopback(host):
         raise ForbiddenOriginError(
             f"without API keys this server answers to loopback names only, not to {host!r}"
         )
-    origin = headers.get("origin")
+    origin = find_header(scope, b"origin")
     if origin is not None and origin != f"http://{host}":
         raise ForbiddenOriginError(
             f"without API keys this server takes nothing from pages of {origin!r}"

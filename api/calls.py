@@ -151,8 +151,8 @@ class Call:
             Predictions(
                 self._model_id,
                 self._classes,
-                np.stack([output.logits for output in outputs]),
-                np.stack([output.features for output in outputs]),
+                _stack([output.logits for output in outputs]),
+                _stack([output.features for output in outputs]),
                 decode_ms=max(0.0, self._decoded_s - self._started_s) * 1000,
                 queue_ms=self._queue_s * 1000,
                 forward_ms=self._forward_s * 1000,
@@ -172,6 +172,11 @@ class Call:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.fail(ClientDisconnect())
+
+
+def _stack(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return rows as a matrix; a single one, which is what most requests bring, as it is."""
+    return rows[0][np.newaxis] if len(rows) == 1 else np.stack(rows)
 
 
 def hand_back(tickets: Sequence[Ticket]) -> None:

@@ -5,7 +5,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from api.schemas.fields import PATTERN_MEANINGS
 from core.errors import (
@@ -194,12 +195,23 @@ def internal_problem(request_id: str) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Register the handlers."""
-    app.add_exception_handler(AppError, _on_app_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(OperationalError, _on_database_error)
-    app.add_exception_handler(PoolTimeoutError, _on_database_error)
+    for family, handler in _HANDLERS.items():
+        app.add_exception_handler(family, handler)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Return what the handlers make of an error, where FastAPI does not ask them.
+
+    Raises:
+        Exception: the error itself, if it is a bug.
+    """
+    for family in type(error).__mro__:
+        if family in _HANDLERS:
+            response = await _HANDLERS[family](request, error)
+            # One error may end many requests, and would grow by each of them.
+            error.__traceback__ = None
+            return response
+    raise error
 
 
 def _request_id(request: Request) -> str:
@@ -277,3 +289,13 @@ async def _on_database_error(request: Request, error: Exception) -> JSONResponse
         "the database cannot be reached now; try again", code="database_unavailable"
     )
     return problem_of(_request_id(request), unavailable)
+
+
+_HANDLERS: Mapping[type[Any], Callable[[Request, Any], Awaitable[Response]]] = {
+    AppError: _on_app_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_disconnect,
+    OperationalError: _on_database_error,
+    PoolTimeoutError: _on_database_error,
+}

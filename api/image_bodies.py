@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from api.base64_images import decode_images
 from api.errors import wrong_type
+from api.headers import find_header
 from api.inference import EncodedImage
 from api.json_body import read_body
 from api.multipart import PartHeader, read_multipart
@@ -20,7 +21,8 @@ MAX_TOTAL_IMAGES = 4
 
 def media_type_of(request: Request) -> str:
     """Return the body's media type in lower case, without parameters; empty if none is given."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    declared = find_header(request.scope, b"content-type") or ""
+    return declared.partition(";")[0].strip().lower()
 
 
 def is_json(media_type: str) -> bool:

@@ -135,7 +135,7 @@ class InferenceEngine:
         if not images:
             raise InvalidError("there is no image to look at", code="image_missing")
         if deadline_s is None and request is not None:
-            deadline_s = read_timeout_s(request.headers)
+            deadline_s = read_timeout_s(request.scope)
         longest_s = self._settings.inference_deadline_s
         timeout_s = longest_s if deadline_s is None else min(deadline_s, longest_s)
         due_s = monotonic_s() + timeout_s

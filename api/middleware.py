@@ -7,17 +7,17 @@ import logging
 import re
 import secrets
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import internal_problem, problem_of
+from api.headers import find_header
 from core.clock import monotonic_s
 from core.errors import TooLargeError
 
 logger = logging.getLogger("api.access")
 
-_REQUEST_ID = "x-request-id"
+_REQUEST_ID = b"x-request-id"
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 #: Largest body of a route that reads JSON. Real ones are below 10 kB.
@@ -43,9 +43,10 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(_REQUEST_ID, "")
+        given = find_header(scope, _REQUEST_ID) or ""
         request_id = given if _ACCEPTABLE_ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
         scope.setdefault("state", {})["request_id"] = request_id
+        id_header = (_REQUEST_ID, request_id.encode("ascii"))
         status = 0
         started_s = monotonic_s()
 
@@ -53,7 +54,8 @@ class RequestContextMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[_REQUEST_ID] = request_id
+                others = [pair for pair in message["headers"] if pair[0] != _REQUEST_ID]
+                message["headers"] = [*others, id_header]
             await send(message)
 
         try:
@@ -83,7 +85,7 @@ class BodyCapMiddleware:
         if scope["type"] != "http" or _STREAMING.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        declared = find_header(scope, b"content-length") or ""
         if declared.isascii() and declared.isdigit() and int(declared) > MAX_JSON_BYTES:
             error = TooLargeError(_too_large())
             await problem_of(scope["state"]["request_id"], error)(scope, receive, send)

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.errors import MalformedError, wrong_type
+from api.headers import find_header
 from core.errors import InvalidError, TooLargeError
 
 #: Bytes gathered before a thread parses, hashes and writes them; the most of a body in memory.
@@ -127,7 +128,7 @@ def check_declared_length(request: Request, limit_bytes: int, told_bytes: int) -
     Raises:
         TooLargeError: it declares more than `limit_bytes`; the message tells `told_bytes`.
     """
-    declared = request.headers.get("content-length", "")
+    declared = find_header(request.scope, b"content-length") or ""
     if declared.isascii() and declared.isdigit() and int(declared) > limit_bytes:
         raise _too_large(told_bytes)
 

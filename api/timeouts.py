@@ -6,20 +6,22 @@ the same.
 """
 
 import math
-from collections.abc import Mapping
 
+from starlette.types import Scope
+
+from api.headers import find_header
 from core.errors import InvalidError
 
-HEADER = "request-timeout"
+_HEADER = b"request-timeout"
 
 
-def read_timeout_s(headers: Mapping[str, str]) -> float | None:
+def read_timeout_s(scope: Scope) -> float | None:
     """Return the seconds that a request allows, or None if it does not say.
 
     Raises:
         InvalidError: the header is no number above 0.
     """
-    text = headers.get(HEADER)
+    text = find_header(scope, _HEADER)
     if text is None:
         return None
     try:

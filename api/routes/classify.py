@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.base64_images import json_limit_bytes
 from api.deps import ModelPath, project_of, services_of
+from api.errors import answer_error
 from api.image_bodies import decode_inputs, is_json, media_type_of, read_images
 from api.inference import Predictions
 from api.json_body import parse_json_aside, read_body, validate_body
@@ -28,38 +29,45 @@ from api.schemas.problems import problems
 from api.scores import OutputFunction, Ranked, is_rejected, rank_classes
 from api.serving import answer_headers, engine_of, predict_named
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
 _TOP_K = 5
 #: The query of a request that needs no look at its parameters.
 _PLAIN_QUERY = re.compile(rb"(?:top_k=([1-9][0-9]{0,2}))?")
-_REFERENCE = re.compile(MODEL_REFERENCE_PATTERN)
+_PLAIN_PATH = re.compile(rf"/v1/models/({MODEL_REFERENCE_PATTERN[1:-1]})/classify")
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
-class _DirectRoute(APIRoute):
-    """Spares the plain request FastAPI's dependencies and its second look at the answer.
+class DirectClassifyMiddleware:
+    """Answers plain requests for images without the framework's routing and its handling of them.
 
-    They cost more than everything else that is done for an image beside the network.
+    Those cost more than everything else that is done for an image beside the network. JSON, odd
+    parameters and whatever else is passed on to the route, which says what is wrong with it.
     """
 
-    def get_route_handler(self) -> Handler:
-        """Return what answers: this way for images, FastAPI's for JSON and for odd parameters."""
-        usual = super().get_route_handler()
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an application, inside of all that decides who may send what."""
+        self._app = app
 
-        async def handle(request: Request) -> Response:
-            query = _PLAIN_QUERY.fullmatch(request.scope["query_string"])
-            if (
-                query is None
-                or is_json(media_type_of(request))
-                or not _REFERENCE.fullmatch(request.path_params["model"])
-            ):
-                return await usual(request)
-            return await _answer_images(request, top_k=int(query[1] or _TOP_K))
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a plain request, or pass on."""
+        path = query = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path = _PLAIN_PATH.fullmatch(scope["path"])
+            query = _PLAIN_QUERY.fullmatch(scope["query_string"])
+        if path is None or query is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        if is_json(media_type_of(request)):
+            await self._app(scope, receive, send)
+            return
+        try:
+            response = await _answer_images(request, path[1], top_k=int(query[1] or _TOP_K))
+        except Exception as error:  # noqa: BLE001 - a bug is raised again there
+            response = await answer_error(request, error)
+        await response(scope, receive, send)
 
-        return handle
 
-
-router = APIRouter(prefix="/v1/models", tags=["inference"], route_class=_DirectRoute)
+router = APIRouter(prefix="/v1/models", tags=["inference"])
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 #: The bodies that hold images and no JSON.
@@ -131,22 +139,17 @@ async def classify(
     return scores if has_many else scores[0]
 
 
-async def _answer_images(request: Request, *, top_k: int) -> Response:
+async def _answer_images(request: Request, model: str, *, top_k: int) -> Response:
     """Do what `classify` does, for a body that holds images and nothing else."""
     services, engine, project = services_of(request), engine_of(request), project_of(request)
-    served = await engine.resolve(project, request.path_params["model"])
+    served = await engine.resolve(project, model)
     images, has_many = await read_images(request, services.settings.max_image_bytes)
     answer = await engine.predict(served, images, project=project, request=request)
     lists = [
         [{"label": one.label, "score": one.score} for one in ranked]
         for ranked in rank_classes(answer.logits, answer.classes, top_k=top_k)
     ]
-    content = json.dumps(
-        lists if has_many else lists[0],
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",", ":"),
-    )
+    content = _to_json(lists if has_many else lists[0])
     return Response(content, headers=answer_headers(answer), media_type="application/json")
 
 
