@@ -1,4 +1,4 @@
-"""What each backbone has of its own: its queue and thread, its batch times, its admission."""
+"""What each backbone has of its own: its queue and threads, its batch times, its admission."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -20,8 +20,9 @@ class Lane:
         backbone: str,
         settings: Settings,
         *,
-        forward: Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]],
+        forward: Callable[[Sequence[Any], Sequence[Any], int], Sequence[Any]],
         deliver: Callable[[list[Ticket]], None],
+        cores: int,
         find_rate: Callable[[], float | None],
         weight_of: Callable[[str], float],
     ) -> None:
@@ -42,6 +43,7 @@ class Lane:
             deliver,
             max_batch=settings.inference_max_batch,
             times=self.times,
+            cores=cores,
             weight_of=weight_of,
         )
 

@@ -286,6 +286,7 @@ class LocalNetworks:
             self._settings,
             forward=self.engine.forward,
             deliver=self._hand_over,
+            cores=self.engine.cores,
             find_rate=self._find_rate,
             weight_of=self._weight_of,
         )

@@ -215,6 +215,8 @@ class _NullOutput:
 class _NullEngine:
     """Answers at once."""
 
+    cores = 1
+
     def __init__(self, **_: object) -> None:
         self._resident = _NullResident()
         self._output = _NullOutput()
@@ -229,7 +231,9 @@ class _NullEngine:
     def evict(self, _resident: object) -> None:
         """Free nothing."""
 
-    def forward(self, residents: Sequence[object], _pixels: object) -> list[_NullOutput]:
+    def forward(
+        self, residents: Sequence[object], _pixels: object, _cores: int
+    ) -> list[_NullOutput]:
         """Compute nothing."""
         return [self._output] * len(residents)
 

@@ -47,6 +47,8 @@ class BatchTimes:
         self._line: tuple[float, float] | None = None
         #: images that a batch may have now; None for as many as the setting says
         self.size: int | None = None
+        #: batches that run side by side under load, each of which takes what the line says
+        self.abreast = 1
 
     @property
     def line(self) -> tuple[float, float] | None:
@@ -131,7 +133,7 @@ class Admission:
         if took_s <= 0:
             return None
         rate = self._find_rate()
-        throughput = size / took_s
+        throughput = size * self._times.abreast / took_s
         return throughput if rate is None else min(throughput, rate)
 
     def limit(self) -> int:

@@ -4,8 +4,8 @@ Whoever comes next waits for the batch that runs. On a GPU a larger one costs ha
 CPU sixteen images take nearly twice as long as eight, and only the wait grows. No formula tells
 which: the time of one image, which all cores share, does not lie on the line of the others. So the
 rate of every size is measured, sizes in powers of two, and the smallest is taken whose rate is
-nearly the best. Now and then a batch has half of that size, or twice, so that what is nearly the
-best is known where it is looked for.
+nearly the best. As long as that is the largest size known, the next batch has twice as much. Later
+one has half of that size now and then, or twice, so that what is nearly the best stays known.
 """
 
 import math
@@ -14,7 +14,7 @@ import math
 #: but itself, and where several share a network and each waits for the others' batches.
 _ENOUGH, _ENOUGH_SHARED = 0.93, 0.7
 #: No batch is held smaller than this, however little a larger one would gain.
-_LEAST = 4
+_LEAST = 2
 #: Weight of the newest batch in the rate of its size.
 _NEWEST = 0.2
 #: Of so many batches one is of half the size, and of so many one of twice the size.
@@ -46,8 +46,11 @@ class BatchSize:
         Args:
             is_shared: whether several projects use the network.
         """
+        largest = max(self._times_s, default=0)
         enough = self._find_enough(_ENOUGH_SHARED if is_shared else _ENOUGH)
         self._asked += 1
+        if enough >= largest and 2 * largest <= self._most:
+            return min(self._most, max(_LEAST, 2 * largest))
         if self._asked % _UP == 0 and not is_shared:
             return min(self._most, 2 * enough)
         if self._asked % _DOWN == 0:

@@ -1,10 +1,14 @@
 """Batches as large as what waits, taken whenever the network is free: no image waits for another.
 
-One thread for each backbone takes what is queued, runs it, hands the results over and looks again.
-Under light load batches are small and nobody waits; under heavy load they fill by themselves.
+A thread takes what is queued, runs it, hands the results over and looks again. Under light load
+batches are small and nobody waits; under heavy load they fill by themselves. On a GPU there is one
+thread for each backbone. On a CPU there is one for each core: under heavy load batches run side by
+side, each on a core of its own, so that none waits for another's slowest part and whoever comes
+next waits for the first of them, not for all; a lone image has all cores.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -70,21 +74,24 @@ class Batcher:
 
     Args:
         name: for the thread and the log.
-        forward: runs a batch; residents and pixels, one for each image, to outputs in their order.
-        deliver: takes tickets that have their outcome; called in the batcher's thread.
+        forward: runs a batch; residents and pixels, one for each image, and the cores that it may
+            use, to outputs in their order.
+        deliver: takes tickets that have their outcome; called in the batcher's threads.
         max_batch: most images of a batch.
-        times: told of every batch, asked how long the next one will take.
+        times: told of every batch on one core, asked how long the next one will take.
+        cores: how many batches may run side by side.
         weight_of: share of a project relative to others.
     """
 
     def __init__(
         self,
         name: str,
-        forward: Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]],
+        forward: Callable[[Sequence[Any], Sequence[Any], int], Sequence[Any]],
         deliver: Callable[[list[Ticket]], None],
         *,
         max_batch: int,
         times: BatchTimes,
+        cores: int = 1,
         weight_of: Callable[[str], float] | None = None,
     ) -> None:
         self._name = name
@@ -94,12 +101,21 @@ class Batcher:
         self._last_project = ""
         self._shared_until_s = 0.0
         self._times = times
+        times.abreast = cores
         self._queue: FairQueue[Ticket] = FairQueue(weight_of)
         self._changed = threading.Condition(threading.Lock())
         self._is_closed = False
         self._failures = 0
-        self._thread = threading.Thread(target=self._run, name=f"network {name}", daemon=True)
-        self._thread.start()
+        self._cores = self._idle_cores = cores
+        #: of the batches that run, and how many images may still join them though others are next
+        self._key: Hashable = None
+        self._quota = 0
+        self._threads = [
+            threading.Thread(target=self._run, name=f"network {name}", daemon=True)
+            for _ in range(cores)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def failures(self) -> int:
@@ -122,36 +138,62 @@ class Batcher:
             self._changed.notify()
 
     def close(self, timeout_s: float) -> bool:
-        """End the thread once the queue is empty; return whether it has ended in time."""
+        """End the threads once the queue is empty; return whether they have ended in time."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+            self._changed.notify_all()
+        until_s = monotonic_s() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - monotonic_s()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not len(self._queue):
-                    if self._is_closed:
+                while not self._may_begin():
+                    if self._is_closed and not len(self._queue):
                         return
                     self._changed.wait()
-                batch, rejected = self._gather(monotonic_s())
+                batch, rejected, cores = self._gather(monotonic_s())
+                self._idle_cores -= cores
+                if len(self._queue):
+                    self._changed.notify()  # there may be a core for the next batch
             if batch:
-                self._run_batch(batch)
+                self._run_batch(batch, cores)
+            with self._changed:
+                self._idle_cores += cores
+                self._changed.notify_all()
             try:
                 self._deliver(batch + rejected)
             except Exception:
                 logger.exception("the answers of a batch of %s could not be delivered", self._name)
 
-    def _gather(self, now_s: float) -> tuple[list[Ticket], list[Ticket]]:
-        """Take the next batch, and what turned out to be too late on the way; under the lock."""
+    def _may_begin(self) -> bool:
+        """Say whether something waits that may run now; under the lock.
+
+        What runs side by side has one batch key. When others' turn comes, those that run may be
+        joined until they are as many images as one batch on all cores, and are then waited for.
+        """
+        if not len(self._queue) or not self._idle_cores:
+            return False
+        if self._idle_cores == self._cores:
+            return True
+        if self._queue.next_key() == self._key:
+            return True
+        return self._quota > 0 and self._queue.count(self._key) > 0
+
+    def _gather(self, now_s: float) -> tuple[list[Ticket], list[Ticket], int]:
+        """Take the next batch, what turned out to be too late, and cores; under the lock."""
         queue = self._queue
-        key = queue.next_key()
+        most = self._times.size = self._size.find(is_shared=now_s < self._shared_until_s)
+        if self._idle_cores == self._cores:
+            self._key, self._quota = queue.next_key(), self._cores * most
+        key = self._key
         batch: list[Ticket] = []
         rejected: list[Ticket] = []
         tightest_s = float("inf")
-        most = self._times.size = self._size.find(is_shared=now_s < self._shared_until_s)
+        # What waits is shared among the cores that wait.
+        most = min(most, math.ceil(queue.count(key) / self._idle_cores))
         while len(batch) < most:
             ticket = queue.find_next(key)
             if ticket is None:
@@ -172,26 +214,39 @@ class Batcher:
             if done_s <= ticket.deadline_s:
                 tightest_s = min(tightest_s, ticket.deadline_s)
             batch.append(queue.pop(key))
-        return batch, rejected
+        self._quota -= len(batch)
+        return batch, rejected, self._choose_cores(len(batch))
 
-    def _run_batch(self, batch: list[Ticket]) -> None:
+    def _choose_cores(self, images: int) -> int:
+        """Return how many of the idle cores a batch has: an equal part, with those that follow."""
+        if not images:
+            return 0
+        following = math.ceil(self._queue.count(self._key) / images)
+        return self._idle_cores // (1 + min(self._idle_cores - 1, following))
+
+    def _run_batch(self, batch: list[Ticket], cores: int) -> None:
         started_s = monotonic_s()
         try:
             outputs = self._forward(
-                [ticket.resident for ticket in batch], [ticket.pixels for ticket in batch]
+                [ticket.resident for ticket in batch], [ticket.pixels for ticket in batch], cores
             )
         except Exception as error:
-            self._failures += 1
+            with self._changed:
+                self._failures += 1
             logger.exception("a batch of %d images failed on %s", len(batch), self._name)
             outputs = [error] * len(batch)
         else:
-            self._failures = 0
-            took_s = monotonic_s() - started_s
-            self._times.add(len(batch), took_s)
-            self._size.add(len(batch), took_s)
+            self._learn(len(batch), monotonic_s() - started_s, cores)
         took_s = monotonic_s() - started_s
         for ticket, output in zip(batch, outputs, strict=True):
             ticket.outcome = output
             ticket.pixels = None
             ticket.queue_s = started_s - ticket.ready_s
             ticket.forward_s = took_s
+
+    def _learn(self, images: int, took_s: float, cores: int) -> None:
+        with self._changed:
+            self._failures = 0
+            if cores == 1 or self._times.line is None:
+                self._times.add(images, took_s * cores)
+                self._size.add(images, took_s * cores)

@@ -22,6 +22,7 @@ from core.ml.backbones.load import LoadedBackbone, load_backbone
 from core.ml.data.preprocess import PREPROCESS_VERSION
 from core.ml.export.bundle import Bundle, restore_model
 from core.ml.inference.bank import Bank, find_bucket
+from core.ml.inference.cores import use_cores
 from core.ml.inference.heads import NO_HEAD, HeadSlot
 from core.ml.inference.host import Host, Mountable, Pixels, Single
 from core.ml.inference.self_check import golden_batch
@@ -76,7 +77,8 @@ class Output:
 class Engine:
     """Resident backbones and the models on them.
 
-    Any thread may call anything; batches on one backbone take turns.
+    Any thread may call anything. Batches on one backbone take turns; on a CPU those of one batch
+    key run side by side, each on the cores that it is told.
 
     Args:
         device: where the networks run.
@@ -99,11 +101,18 @@ class Engine:
         self._precision = precision
         self._max_batch = max_batch
         self._load = load or (lambda name: load_backbone(name, weights_dir=weights_dir))
+        # Asked now: it becomes whatever some thread was last told to use.
+        self._cores = torch.get_num_threads() if device.type == "cpu" else 1
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
         self._hosts: dict[str, Host] = {}
         self._bases: dict[str, Resident] = {}
         self._residents: set[Resident] = set()
+
+    @property
+    def cores(self) -> int:
+        """How many batches can run side by side: cores of a CPU, 1 elsewhere."""
+        return self._cores
 
     def prepare(self, backbone: str) -> None:
         """Load a backbone, warm it up, and see that it computes here what it is.
@@ -169,13 +178,16 @@ class Engine:
         with self._lock:
             return self._bases[backbone]
 
-    def forward(self, residents: Sequence[Resident], pixels: Sequence[Pixels]) -> list[Output]:
+    def forward(
+        self, residents: Sequence[Resident], pixels: Sequence[Pixels], cores: int | None = None
+    ) -> list[Output]:
         """Answer a batch in which every image has a model of its own.
 
         Args:
             residents: of every image, all with the same `batch_key`.
             pixels: as many images, uint8 (px, px, 3) from `preprocess` or float32 (3, px, px) that
                 are normalised already.
+            cores: how many of a CPU this batch may use, while others use the rest; None: all.
 
         Raises:
             InvalidError: an image has another size, or a model is not resident.
@@ -186,7 +198,9 @@ class Engine:
             gone = [r for r in residents if r not in self._residents and r.classes]
         if gone:
             raise InvalidError(f"model {gone[0].key[0][:12]} is not resident", code="not_resident")
-        return _answer(host, residents, host.normalise(pixels))
+        if cores is not None and self._device.type == "cpu":
+            use_cores(cores)  # normalising is work as well
+        return _answer(host, residents, host.normalise(pixels), cores)
 
     def _check_batch(self, residents: Sequence[Resident], pixels: Sequence[Pixels]) -> None:
         if not 1 <= len(pixels) <= self._max_batch or len(residents) != len(pixels):
@@ -219,7 +233,7 @@ class Engine:
                 return host
             backbone = self._load(name)
             backbone.place(device=self._device, precision=self._precision)
-            host = Host(backbone, self._precision)
+            host = Host(backbone, self._precision, self._cores)
             base = self._build_base(host)
             with self._lock:
                 self._hosts[name], self._bases[name] = host, base
@@ -293,10 +307,12 @@ class Engine:
         bundle.certificate.check(np.stack([output.logits for output in outputs]), self._precision)
 
 
-def _answer(host: Host, residents: Sequence[Resident], images: Tensor) -> list[Output]:
+def _answer(
+    host: Host, residents: Sequence[Resident], images: Tensor, cores: int | None = None
+) -> list[Output]:
     slots = [resident._slot for resident in residents]  # noqa: SLF001
     with torch.no_grad():
-        features = host.run(residents[0]._home, slots, images)  # noqa: SLF001
+        features = host.run(residents[0]._home, slots, images, cores)  # noqa: SLF001
         logits = host.heads.run([resident._head for resident in residents], features)  # noqa: SLF001
     rows: NDArray[np.float32] = features.cpu().numpy()
     return [Output(*pair) for pair in zip(logits, rows, strict=True)]

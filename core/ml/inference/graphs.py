@@ -58,6 +58,8 @@ class _Recording:
 class GraphedBank(Bank):
     """A bank on a GPU that replays recordings, and runs as ever where one cannot be made."""
 
+    is_shareable = False  # batches of one size are written into the same tensors
+
     def __init__(self, backbone: LoadedBackbone, kind: AdapterKind, bucket: int) -> None:
         super().__init__(backbone, kind, bucket)
         self._recordings: dict[int, _Recording] = {}

@@ -17,7 +17,7 @@ from core.ml.backbones.frozen_linear import fast_frozen_linears
 from core.ml.backbones.load import LoadedBackbone
 from core.ml.backbones.normalise import normalise_images
 from core.ml.inference.bank import Bank
-from core.ml.inference.cores import Cores
+from core.ml.inference.cores import Cores, use_cores
 from core.ml.inference.fitting import Fitting
 from core.ml.inference.graphs import GraphedBank
 from core.ml.inference.heads import Heads
@@ -65,20 +65,22 @@ class Host:
     Args:
         backbone: in its place and number format.
         precision: that format.
+        cores: how many of a CPU it may use; 1 elsewhere.
     """
 
-    def __init__(self, backbone: LoadedBackbone, precision: Precision) -> None:
+    def __init__(self, backbone: LoadedBackbone, precision: Precision, cores: int) -> None:
         self.backbone = backbone
         self.precision = precision
         self.fitting = Fitting(backbone)
         self.heads = Heads(backbone.num_features, backbone.device)
-        is_cpu = backbone.device.type == "cpu"
-        self._cores = Cores(lambda: fast_frozen_linears(backbone), None if is_cpu else 1)
+        self._count = cores
+        self._cores = Cores(lambda: fast_frozen_linears(backbone), cores)
         self._turns = Turns()
         self._lock = threading.Lock()
         self._banks: dict[tuple[AdapterKind, int], Bank | None] = {}
         self._mounted: Mountable | None = None
         self._mount = ExitStack()
+        self._lock_of_mount = threading.Lock()
 
     def bank_sizes(self) -> Mapping[tuple[AdapterKind, int], int]:
         """Return the bytes of every bank, by kind and bucket."""
@@ -114,22 +116,31 @@ class Host:
             self._unmount()
             yield
 
-    def run(self, mountable: Mountable, slots: Sequence[int], images: Tensor) -> Tensor:
+    def run(
+        self,
+        mountable: Mountable,
+        slots: Sequence[int],
+        images: Tensor,
+        cores: int | None = None,
+    ) -> Tensor:
         """Return pooled features, fp32 (batch, num_features), when it is this batch's turn.
 
         Args:
-            mountable: the bank of all models in the batch, or the one model.
+            mountable: the bank of all models in the batch, or the one model. Batches of one bank
+                run side by side if they are asked for side by side.
             slots: of every image.
             images: normalised, in the backbone's format, on its device.
+            cores: how many this batch may use, others have the rest; None: all, in parts.
         """
-        with self._turns.take(), torch.no_grad(), fast_frozen_linears(self.backbone):
-            if self._mounted is not mountable:
-                self._unmount()
-                mountable.mount(self._mount)
-                self._mounted = mountable
-            if not mountable.is_shareable:
+        if not mountable.is_shareable:  # then it is alone, and so are its cores
+            with self._turns.take(), torch.no_grad(), fast_frozen_linears(self.backbone):
+                self._mount_if_needed(mountable)
+                if self.backbone.device.type == "cpu":
+                    use_cores(self._count)
                 return mountable.run(slots, images).float()
-            return self._cores.run(mountable.run, slots, images).float()
+        with self._turns.take(sharing=mountable), torch.no_grad():
+            self._mount_if_needed(mountable)
+            return self._cores.run(mountable.run, slots, images, cores).float()
 
     def forget(self, mountable: Mountable) -> None:
         """Let go of what will not run again."""
@@ -155,6 +166,13 @@ class Host:
     def _normalise_raw(self, pixels: Sequence[Pixels]) -> Tensor:
         batch = torch.from_numpy(np.stack(pixels)).to(self.backbone.device)
         return normalise_images(batch, self.backbone)
+
+    def _mount_if_needed(self, mountable: Mountable) -> None:
+        with self._lock_of_mount:  # those who share a turn share the mount
+            if self._mounted is not mountable:
+                self._unmount()
+                mountable.mount(self._mount)
+                self._mounted = mountable
 
     def _unmount(self) -> None:
         self._mounted = None

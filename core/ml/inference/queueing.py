@@ -59,6 +59,7 @@ class FairQueue(Generic[T]):
         self._key_turns: dict[
             Hashable, list[tuple[float, int, _Line[T], deque[tuple[int, T]]]]
         ] = {}
+        self._counts: dict[Hashable, int] = {}
         self._arrivals = 0
         self._level = 0.0
         self._size = 0
@@ -78,7 +79,12 @@ class FairQueue(Generic[T]):
             entry = (line.served, self._arrivals, line, items)
             heappush(self._key_turns.setdefault(key, []), entry)
         items.append((self._arrivals, item))
+        self._counts[key] = self._counts.get(key, 0) + 1
         self._size += 1
+
+    def count(self, key: Hashable = None) -> int:
+        """Return how many items of this key wait."""
+        return self._counts.get(key, 0)
 
     def next_key(self) -> Hashable:
         """Return the batch key that the least served project's oldest item has.
@@ -110,6 +116,7 @@ class FairQueue(Generic[T]):
         _settle(turns)
         line, items = turns[0][2:]
         _, item = items.popleft()
+        self._counts[key] -= 1
         self._size -= 1
         if is_charged:
             line.served += 1.0 / self._weight_of(line.project)
@@ -117,7 +124,7 @@ class FairQueue(Generic[T]):
             del line.waiting[key]
             heappop(turns)
             if not turns:
-                del self._key_turns[key]
+                del self._key_turns[key], self._counts[key]
             if not line.waiting:
                 self._end(line)
         return item

@@ -12,6 +12,7 @@ import pytest
 
 from api.inference import InferenceEngine
 from core.catalog.methods import AdapterKind
+from core.ml.inference.batch_size import BatchSize
 from tests.integration.api.live import serve, wait_until
 from tests.integration.api.models import build_files, build_picture, classify, import_model
 from tests.integration.api.rig import Rig
@@ -30,10 +31,10 @@ class Network:
         self._forward = engine.networks.engine.forward
         engine.networks.engine.forward = self.forward  # type: ignore[method-assign]
 
-    def forward(self, residents: Any, pixels: Any) -> Any:
+    def forward(self, residents: Any, pixels: Any, cores: int) -> Any:
         self.batches.append(list(residents))
         assert self.may_run.wait(_PATIENCE_S)
-        return self._forward(residents, pixels)
+        return self._forward(residents, pixels, cores)
 
 
 class Served:
@@ -75,8 +76,14 @@ class Served:
 
 
 @pytest.fixture
-def serve_rig(start_rig: Callable[..., Rig]) -> Iterator[Callable[..., Served]]:
-    """Start a live API with some settings changed."""
+def serve_rig(
+    start_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Served]]:
+    """Start a live API with some settings changed.
+
+    Batches may be as large as the setting says: what size pays is a matter of this machine's speed.
+    """
+    monkeypatch.setattr(BatchSize, "find", lambda size, **_: size._most)
     undo: list[Callable[[], object]] = []
 
     def start(**changes: object) -> Served:

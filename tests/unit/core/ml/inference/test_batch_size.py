@@ -17,8 +17,14 @@ def live(size, took_s, batches=400):
     return Counter(chosen[batches // 2 :])
 
 
-def test_before_anything_is_known_a_batch_may_be_as_large_as_it_can():
-    assert BatchSize(64).find() == 64
+def test_the_first_batches_grow_as_long_as_that_pays():
+    size, chosen = BatchSize(64), []
+    for _ in range(6):
+        images = size.find()
+        chosen.append(images)
+        size.add(images, 0.01 + 0.01 * images)
+    # 8 images have 94 % of the rate of 16.
+    assert chosen == [2, 4, 8, 16, 8, 8]
 
 
 def test_a_network_that_gains_by_every_image_gets_the_largest():
@@ -28,9 +34,9 @@ def test_a_network_that_gains_by_every_image_gets_the_largest():
 
 def test_a_network_that_gains_nothing_gets_the_smallest():
     chosen = live(BatchSize(64), lambda images: 0.01 * images)
-    assert chosen.most_common(1)[0][0] == 4
-    assert max(chosen) <= 8
-    assert chosen[8] <= sum(chosen.values()) / 30
+    assert chosen.most_common(1)[0][0] == 2
+    assert max(chosen) <= 4
+    assert chosen[4] <= sum(chosen.values()) / 30
 
 
 def test_a_slow_single_image_does_not_matter():
@@ -39,13 +45,13 @@ def test_a_slow_single_image_does_not_matter():
     for _ in range(20):
         size.add(1, 0.030)
     chosen = live(size, lambda images: 0.030 if images == 1 else 0.017 * images)
-    assert chosen.most_common(1)[0][0] == 4
+    assert chosen.most_common(1)[0][0] == 2
 
 
 def test_a_network_in_between_gets_what_is_nearly_the_best():
     # 1 / (0.0001 + 0.001 / B) a second: 16 images have 62 % of the endless rate, 64 have 86 %.
     chosen = live(BatchSize(256), lambda images: 0.001 + 0.0001 * images)
-    assert chosen.most_common(1)[0][0] in (128, 256)
+    assert chosen.most_common(1)[0][0] in (64, 128)
 
 
 def test_a_network_that_changes_is_followed():
@@ -57,10 +63,10 @@ def test_a_network_that_changes_is_followed():
 
 def test_projects_that_share_a_network_get_smaller_batches():
     size = BatchSize(64)
-    for images, took_s in ((4, 0.017), (8, 0.016), (16, 0.014), (32, 0.0135)):
+    for images, took_s in ((2, 0.02), (4, 0.017), (8, 0.016), (16, 0.014), (32, 0.0135)):
         size.add(images, took_s * images)
     assert size.find() == 16
-    assert size.find(is_shared=True) == 4
+    assert size.find(is_shared=True) == 4  # 2 has 67 % of the best rate
 
 
 @pytest.mark.parametrize("most", [1, 3, 64])

@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import DeadlineError
 from core.ml.inference.admission import BatchTimes
+from core.ml.inference.batch_size import BatchSize
 from core.ml.inference.batcher import Batcher, Dropped, Ticket
 
 PATIENCE_S = 30.0
@@ -25,11 +26,13 @@ class Network:
     """An engine that is written out: answers by doubling, runs a batch when it is allowed to."""
 
     batches: list = field(default_factory=list)
+    cores: list = field(default_factory=list)
     may_run: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     has_begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def forward(self, residents, pixels):
+    def forward(self, residents, pixels, cores):
         self.batches.append(list(pixels))
+        self.cores.append(cores)
         self.has_begun.release()
         assert self.may_run.acquire(timeout=PATIENCE_S)
         if "poison" in pixels:
@@ -37,14 +40,27 @@ class Network:
         return [(resident, 2 * pixel) for resident, pixel in zip(residents, pixels, strict=True)]
 
 
+class FixedSize:
+    def __init__(self, most):
+        self.find = lambda *, is_shared: most
+        self.add = lambda images, took_s: None
+
+
 class Rig:
-    def __init__(self, *, max_batch=4, times=None):
+    def __init__(self, *, max_batch=4, times=None, cores=1, size=None):
         self.network = Network()
         self.delivered = queue.Queue()
         self.times = times or BatchTimes()
         self.batcher = Batcher(
-            "tiny", self.network.forward, self.deliver, max_batch=max_batch, times=self.times
+            "tiny",
+            self.network.forward,
+            self.deliver,
+            max_batch=max_batch,
+            times=self.times,
+            cores=cores,
         )
+        # What pays is a matter of this machine's speed.
+        self.batcher._size = size or FixedSize(max_batch)
 
     def deliver(self, tickets):
         for ticket in tickets:
@@ -60,10 +76,17 @@ class Rig:
         self.batcher.put(tickets)
         return tickets
 
-    def hold(self):
-        """Let a first batch of one image occupy the network."""
-        self.put("first")
-        assert self.network.has_begun.acquire(timeout=PATIENCE_S)
+    def hold(self, key="k"):
+        """Let a first batch of one image occupy the network, with all of its cores."""
+        self.put("first", key=key)
+        self.await_begun(1)
+
+    def await_begun(self, batches):
+        for _ in range(batches):
+            assert self.network.has_begun.acquire(timeout=PATIENCE_S)
+
+    def begins_nothing(self):
+        return not self.network.has_begun.acquire(timeout=0.1)
 
     def run(self, batches=100):
         self.network.may_run.release(batches)
@@ -185,11 +208,12 @@ def test_who_is_late_even_alone_does_not_hold_the_others_back(build):
 
 
 def test_a_batch_is_no_larger_than_pays(build):
-    rig = build(max_batch=8)
-    for images in (1, 4, 8):
-        rig.batcher._size.add(images, 0.01 * images)  # a batch of many takes as long as many of one
+    size = BatchSize(8)
+    for images in (1, 2, 4, 8):
+        size.add(images, 0.01 * images)  # a batch of many takes as long as many of one
+    rig = build(max_batch=8, size=size)
     taken, _ = gather(rig, [time.monotonic() + LATER_S] * 8)
-    assert taken == 4
+    assert taken == 2
 
 
 def gather(rig, deadlines_s):
@@ -200,7 +224,7 @@ def gather(rig, deadlines_s):
     for number, deadline_s in enumerate(deadlines_s):
         ticket = Ticket(Caller(), number, "ants", "model", "k", deadline_s, None, pixels=number)
         batcher._queue.put(ticket, project="ants", key="k")
-    batch, rejected = batcher._gather(time.monotonic())
+    batch, rejected, _ = batcher._gather(time.monotonic())
     return len(batch), rejected
 
 
@@ -211,3 +235,96 @@ def test_closing_finishes_what_is_queued(build):
     rig.run()
     assert rig.batcher.close(PATIENCE_S)
     assert rig.receive(3) == {"firstfirst", "aa", "bb"}
+
+
+def test_a_lone_image_has_all_cores(build):
+    rig = build(cores=4)
+    rig.hold()
+    assert rig.network.cores == [4]
+
+
+@pytest.mark.parametrize(
+    ("cores", "images", "batches", "each"),
+    [
+        (2, 2, [1, 1], [1, 1]),
+        (2, 5, [2, 3], [1, 1]),
+        (2, 40, [4, 4], [1, 1]),
+        (4, 3, [1, 1, 1], [1, 1, 2]),
+        (8, 2, [1, 1], [4, 4]),
+    ],
+)
+def test_what_waits_is_shared_among_cores(build, cores, images, batches, each):
+    rig = build(cores=cores)
+    rig.hold()
+    rig.put(*map(str, range(images)))
+    assert rig.begins_nothing(), "the first one has all cores"
+    rig.run(1)
+    rig.await_begun(len(batches))
+    assert rig.begins_nothing()
+    assert sorted(map(len, rig.network.batches[1:])) == batches
+    assert sorted(rig.network.cores[1:]) == each
+    rig.run()
+    rig.receive(images + 1)
+
+
+def test_the_next_batch_waits_for_one_core_only(build):
+    rig = build(cores=2, max_batch=1)
+    rig.hold()
+    rig.put("a", "b", "c")
+    rig.run(1)
+    rig.await_begun(2)
+    assert rig.begins_nothing()
+    rig.run(1)
+    rig.await_begun(1)
+    assert rig.network.batches[1:] in ([["a"], ["b"], ["c"]], [["b"], ["a"], ["c"]])
+    rig.run()
+    rig.receive(4)
+
+
+def test_models_that_cannot_be_mixed_are_not_run_side_by_side_and_take_turns(build):
+    rig = build(cores=2, max_batch=2)
+    rig.hold()
+    rig.put(*[f"k{number}" for number in range(3)])
+    rig.put(*[f"l{number}" for number in range(3)], key="l")
+    rig.put(*[f"k{number}" for number in range(3, 6)])
+    rig.run(1)
+    rig.await_begun(2)
+    # Both cores are given to the key whose turn it is, as many images as a batch on each.
+    assert {len(batch) for batch in rig.network.batches[1:]} == {2}
+    assert {image for batch in rig.network.batches[1:] for image in batch} == {
+        f"k{number}" for number in range(4)
+    }
+    rig.run(1)
+    assert rig.begins_nothing(), "the other one of this key still runs, and its turn is over"
+    rig.run(1)
+    rig.await_begun(2)
+    assert {image[0] for batch in rig.network.batches[3:] for image in batch} == {"l"}
+    rig.run()
+    rig.receive(10)
+    assert all(len({image[0] for image in batch}) == 1 for batch in rig.network.batches)
+
+
+def test_who_is_dropped_takes_no_core(build):
+    rig = build(cores=2)
+    rig.hold()
+    caller = Caller()
+    rig.put("gone", "gone too", caller=caller)
+    caller.is_over = True
+    rig.run(1)
+    rig.receive(3)
+    rig.put("a")
+    rig.await_begun(1)
+    assert rig.network.cores == [2, 2]
+    rig.run()
+    rig.receive(1)
+
+
+def test_batches_on_one_core_are_what_the_fit_is_made_of(build):
+    times = slow_times()
+    rig = build(cores=2, times=times)
+    assert times.abreast == 2
+    before = times.line
+    rig.hold()
+    rig.run(1)
+    rig.receive(1)
+    assert times.line == before, "it had both cores"

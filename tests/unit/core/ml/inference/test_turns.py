@@ -1,4 +1,5 @@
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,5 +53,63 @@ def test_an_error_hands_the_turn_on():
         with pytest.raises(ZeroDivisionError), turns.take():
             _ = 1 // 0
     with turns.take():
-        assert turns._is_taken
-    assert not turns._is_taken
+        assert turns._running == 1
+    assert turns._running == 0
+
+
+def start(turns, sharing, order, name):
+    """Take a turn in a thread; return what shows that it has come, and what ends it."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def ask():
+        with turns.take(sharing):
+            order.append(name)
+            begun.set()
+            assert may_end.wait(30)
+
+    waiting = len(turns._waiting)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not begun.is_set() and len(turns._waiting) == waiting:
+        begun.wait(0.001)
+    return SimpleNamespace(begun=begun, may_end=may_end, thread=thread)
+
+
+def test_equals_run_side_by_side_until_somebody_else_waits():
+    turns, order, bank, other = Turns(), [], object(), object()
+    first = start(turns, bank, order, "first")
+    beside = start(turns, bank, order, "beside")
+    assert first.begun.is_set()
+    assert beside.begun.is_set()
+    differing = start(turns, other, order, "differing")
+    late = start(turns, bank, order, "late")
+    alone = start(turns, None, order, "alone")
+    also_alone = start(turns, None, order, "also alone")
+    first.may_end.set()
+    first.thread.join(30)
+    assert order == ["first", "beside"], "somebody did not wait for the second"
+    for name, asked in (("beside", beside), ("differing", differing), ("late", late)):
+        assert name == order[-1]
+        asked.may_end.set()
+        asked.thread.join(30)
+        if name == "beside":
+            assert differing.begun.wait(30)
+        if name == "differing":
+            assert late.begun.wait(30)
+    assert alone.begun.wait(30)
+    assert not also_alone.begun.is_set()
+    for asked in (alone, also_alone):
+        asked.may_end.set()
+        asked.thread.join(30)
+    assert order == ["first", "beside", "differing", "late", "alone", "also alone"]
+
+
+def test_those_who_waited_with_equals_begin_together():
+    turns, order, bank = Turns(), [], object()
+    alone = start(turns, None, order, "alone")
+    equals = [start(turns, bank, order, number) for number in range(3)]
+    alone.may_end.set()
+    assert all(asked.begun.wait(30) for asked in equals)
+    for asked in equals:
+        asked.may_end.set()
+        asked.thread.join(30)
