@@ -3,18 +3,30 @@
 A batch of B images takes t(B) = a + bB seconds, refitted from every batch that is run. With full
 batches of Bmax images, X = Bmax / t(Bmax) images are answered a second. An image admitted as the
 q-th waits q / X for the network and t(Bmax) in it, so Q = X * (D - t(Bmax)) images may be under way
-if each must be answered within D seconds. The next one is refused at once, before anything is spent
-on it, and told when to come back.
+if each must be answered within D seconds, less a margin because X is a forecast. The next one is
+refused at once, before anything is spent on it, and told when to come back.
+
+A project beside others has only what they leave it of X, so its own images may be fewer.
 """
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from core.clock import monotonic_s
 from core.errors import RateLimitedError, UnavailableError
 
 #: Weight of the past when a batch is added: some forty batches are remembered.
 _DECAY = 0.975
+#: Part of the deadline that is promised. Whoever is admitted as the last waits for seconds; in them
+#: the network may become slower than it was, and the image is received and decoded as well.
+_PROMISED = 0.9
+#: The images that left are remembered for about so long, to know what the projects take.
+_REMEMBERED_S = 1.0
+#: Who is left this part of the network by others is as good as alone.
+_ALMOST_ALL = 0.95
+#: Projects whose images are remembered before those that hardly count any more are dropped.
+_MAX_REMEMBERED = 1024
 #: A project may go on up to its share when the others have filled the queue, within this factor.
 _SHARED_FACTOR = 2
 
@@ -83,6 +95,36 @@ class BatchTimes:
         return self._line[0] + self._line[1] * images
 
 
+class Departures:
+    """Images a second that leave, of each project and of all; not safe by itself: lock it."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[float, float]] = {}
+        self._total = (0.0, 0.0)
+
+    def add(self, project: str, images: int, now_s: float) -> None:
+        """Count images that have left."""
+        self._total = (_fade(self._total, now_s) + images, now_s)
+        own = self._counts.get(project, (0.0, now_s))
+        self._counts[project] = (_fade(own, now_s) + images, now_s)
+        if len(self._counts) > _MAX_REMEMBERED:
+            self._counts = {p: c for p, c in self._counts.items() if _fade(c, now_s) >= 1}
+
+    def find_rate_beside(self, project: str, now_s: float) -> float:
+        """Return the images a second of all other projects together."""
+        own = _fade(self._counts.get(project, (0.0, now_s)), now_s)
+        return max(0.0, _fade(self._total, now_s) - own) / _REMEMBERED_S
+
+    def list_active(self, now_s: float) -> set[str]:
+        """Return the projects of which at least an image is still remembered."""
+        return {project for project, count in self._counts.items() if _fade(count, now_s) >= 1}
+
+
+def _fade(count: tuple[float, float], now_s: float) -> float:
+    """Return what is left now of a count and of when it was that."""
+    return count[0] * math.exp((count[1] - now_s) / _REMEMBERED_S)
+
+
 class Admission:
     """Counts the images under way, and refuses those that would be answered too late.
 
@@ -97,6 +139,7 @@ class Admission:
         max_project_images: of one project; None for no such limit.
         find_rate: images a second that whatever precedes the network can bring; None if unknown.
         weight_of: share of a project relative to others.
+        clock: seconds that never jump; for tests.
     """
 
     def __init__(
@@ -109,6 +152,7 @@ class Admission:
         max_project_images: int | None = None,
         find_rate: Callable[[], float | None] | None = None,
         weight_of: Callable[[str], float] | None = None,
+        clock: Callable[[], float] = monotonic_s,
     ) -> None:
         self._times = times
         self._deadline_s = deadline_s
@@ -117,6 +161,8 @@ class Admission:
         self._max_project_images = max_project_images
         self._find_rate = find_rate or (lambda: None)
         self._weight_of = weight_of or (lambda _project: 1.0)
+        self._clock = clock
+        self._departures = Departures()
         self._lock = threading.Lock()
         self._by_project: dict[str, int] = {}
         self._images = 0
@@ -142,7 +188,7 @@ class Admission:
         throughput = self.find_throughput()
         if throughput is None:
             return min(2 * floor, self._max_images)
-        left_s = self._deadline_s - self._times.predict_s(self._find_size())
+        left_s = self._deadline_s * _PROMISED - self._times.predict_s(self._find_size())
         return max(floor, min(self._max_images, int(throughput * max(0.0, left_s))))
 
     def check(self, project: str, images: int = 1) -> None:
@@ -166,6 +212,7 @@ class Admission:
         """Count a request's images out."""
         with self._lock:
             self._images -= images
+            self._departures.add(project, images, self._clock())
             left = self._by_project[project] - images
             if left:
                 self._by_project[project] = left
@@ -182,29 +229,48 @@ class Admission:
             raise ProjectOverloadedError(message, self._foresee_s(own))
         limit = self.limit()
         # A request of more images than the limit is taken when it would be alone.
-        if self._images + images <= limit or not self._images:
+        if not self._images:
             return
-        is_alone = len(self._by_project) == 1 and own > 0
-        if is_alone:
+        fits = self._images + images <= limit
+        part = self._find_part(project)
+        if fits and (not own or own + images <= limit * part):
+            return
+        if not fits and len(self._by_project) == 1 and own:
             raise OverloadedError(_describe(self._images), self._foresee_s(self._images))
-        share = limit * self._share_of(project)
-        if own + images <= share and self._images + images <= _SHARED_FACTOR * limit:
+        is_within_share = own + images <= limit * self._share_of(project, self._by_project)
+        if not fits and is_within_share and self._images + images <= _SHARED_FACTOR * limit:
             return
-        if own + images > share:
+        if not is_within_share or fits:
             message = (
-                f"{own} images of this project are under way, more than its share while others "
-                "wait; send fewer at once"
+                f"{own} images of this project are under way, more than its share beside others; "
+                "send fewer at once"
             )
-            raise ProjectOverloadedError(message, self._foresee_s(own / self._share_of(project)))
+            raise ProjectOverloadedError(message, self._foresee_s(own / part))
         raise OverloadedError(_describe(self._images), self._foresee_s(self._images))
 
     def _find_size(self) -> int:
         """Return Bmax: the setting's, or less where batches are kept smaller."""
         return min(self._max_batch, self._times.size or self._max_batch)
 
-    def _share_of(self, project: str) -> float:
+    def _share_of(self, project: str, projects: Iterable[str]) -> float:
         own = self._weight_of(project)
-        return own / (own + sum(self._weight_of(p) for p in self._by_project if p != project))
+        return own / (own + sum(self._weight_of(p) for p in projects if p != project))
+
+    def _find_part(self, project: str) -> float:
+        """Return the part of X that a project has: what others leave of it, at least its share.
+
+        Others count though they may have nothing under way just now: most of the time a quiet
+        project that is answered at once has not.
+        """
+        throughput = self.find_throughput()
+        if throughput is None:
+            return 1.0
+        now_s = self._clock()
+        left = 1.0 - self._departures.find_rate_beside(project, now_s) / throughput
+        if left > _ALMOST_ALL:
+            return 1.0
+        projects = self._departures.list_active(now_s).union(self._by_project)
+        return max(left, self._share_of(project, projects))
 
     def _foresee_s(self, images: float) -> float:
         """Return when the network will have come through so many images, at least a second."""

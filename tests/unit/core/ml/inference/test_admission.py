@@ -1,5 +1,7 @@
 """How many images may be under way: the fit of the batch times, the limit, the shares."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from core.ml.inference.admission import (
     Admission,
     BatchTimes,
+    Departures,
     OverloadedError,
     ProjectOverloadedError,
 )
@@ -53,21 +56,21 @@ def test_batches_of_one_size_foresee_larger_ones_as_slower_not_as_free():
     assert times.predict_s(64) == pytest.approx(64 * 0.012)
 
 
-def test_the_limit_is_throughput_times_the_time_that_is_left():
+def test_the_limit_is_throughput_times_the_time_that_is_left_of_nine_tenths():
     took_s = 0.01 + 0.002 * 8
-    assert build().limit() == int(8 / took_s * (1.0 - took_s))
+    assert build().limit() == int(8 / took_s * (0.9 - took_s))
 
 
 def test_the_limit_follows_batches_that_are_kept_small():
     times = fitted()
     times.size = 2
     took_s = 0.01 + 0.002 * 2
-    assert build(times=times).limit() == int(2 / took_s * (1.0 - took_s))
+    assert build(times=times).limit() == int(2 / took_s * (0.9 - took_s))
 
 
 def test_the_limit_knows_when_decoding_is_slower():
     took_s = 0.01 + 0.002 * 8
-    assert build(find_rate=lambda: 20.0).limit() == int(20 * (1.0 - took_s))
+    assert build(find_rate=lambda: 20.0).limit() == int(20 * (0.9 - took_s))
 
 
 def test_before_the_first_batch_two_batches_may_wait():
@@ -151,3 +154,90 @@ class TestManyProjects:
         assert count == 3
         assert isinstance(error, ProjectOverloadedError)
         admission.enter("bees", 1)
+
+
+class TestBesideOthers:
+    """A network of 100 images a second and 9 seconds promised: 899 images may be under way."""
+
+    @pytest.fixture
+    def now_s(self):
+        return [1000.0]
+
+    @pytest.fixture
+    def admission(self, now_s):
+        return build(times=fitted(0, 0.01), deadline_s=10, clock=lambda: now_s[0])
+
+    def serve(self, admission, now_s, project, rate, seconds=20):
+        """Let a project have so many images a second answered, each as soon as it comes."""
+        for _ in range(round(rate * seconds)):
+            now_s[0] += 1 / rate
+            admission.enter(project, 1)
+            admission.leave(project, 1)
+
+    def test_a_flood_has_what_the_others_leave(self, admission, now_s):
+        self.serve(admission, now_s, "quiet", rate=20)
+        count, error = fill(admission, "flood")
+        assert count == pytest.approx(0.8 * admission.limit(), rel=0.03)
+        assert isinstance(error, ProjectOverloadedError)
+        assert error.retry_after_s == pytest.approx(9, abs=1)
+
+    def test_its_share_is_left_to_it_whatever_others_take(self, admission, now_s):
+        self.serve(admission, now_s, "greedy", rate=95)
+        admission.enter("greedy", 1)
+        assert fill(admission, "other")[0] == pytest.approx(0.5 * admission.limit(), abs=1)
+
+    def test_it_has_everything_again_when_the_others_have_gone(self, admission, now_s):
+        self.serve(admission, now_s, "quiet", rate=20)
+        now_s[0] += 30
+        count, error = fill(admission, "flood")
+        assert count == admission.limit()
+        assert isinstance(error, OverloadedError)
+
+    def test_its_own_past_takes_nothing_from_it(self, admission, now_s):
+        self.serve(admission, now_s, "flood", rate=90)
+        assert fill(admission, "flood")[0] == admission.limit()
+
+    def test_a_request_larger_than_its_part_is_taken_while_it_has_no_other(self, admission, now_s):
+        self.serve(admission, now_s, "quiet", rate=20)
+        admission.enter("quiet", 1)
+        admission.enter("flood", admission.limit() - 1)
+        with pytest.raises(ProjectOverloadedError):
+            admission.enter("flood", 1)
+
+    def test_those_long_gone_are_forgotten(self):
+        departures = Departures()
+        for number in range(5000):
+            departures.add(f"project {number}", 1, float(number))
+        assert len(departures._counts) <= 1024
+        assert departures.find_rate_beside("another", 5000.0) == pytest.approx(0.6, abs=0.2)
+
+
+@pytest.mark.parametrize("quiet_rate", [0, 10, 25, 40])
+def test_what_is_admitted_is_answered_in_time(quiet_rate):
+    """A flood comes to a quiet project: twice as many images as a server can answer, by turns."""
+    now_s, tick_s = 0.0, 0.01
+    admission = build(times=fitted(0, tick_s), deadline_s=5, clock=lambda: now_s)
+    waiting = {"quiet": [], "flood": []}
+    offered = {"quiet": 0.0, "flood": 0.0}
+    served = {"quiet": 0, "flood": 0}
+    waits_s = []
+    for tick in range(3000):
+        now_s = tick * tick_s
+        rates = {"quiet": quiet_rate, "flood": 200 - quiet_rate if now_s > 5 else 0}
+        for project, queue in waiting.items():
+            offered[project] += rates[project] * tick_s
+            while offered[project] >= 1:
+                offered[project] -= 1
+                with contextlib.suppress(OverloadedError, ProjectOverloadedError):
+                    admission.enter(project, 1)
+                    queue.append(now_s)
+        project = min((p for p in waiting if waiting[p]), key=served.__getitem__, default=None)
+        if project is not None:
+            for other, queue in waiting.items():
+                if not queue:  # who does not wait banks no credit
+                    served[other] = max(served[other], served[project])
+            served[project] += 1
+            waits_s.append(now_s - waiting[project].pop(0))
+            admission.leave(project, 1)
+    assert len(waits_s) > 2490 + 5 * quiet_rate * 0.9  # always busy from when the flood has come
+    assert 4 < max(waits_s) < 5
