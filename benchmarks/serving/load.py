@@ -59,6 +59,8 @@ class Tally:
 
     latencies_s: list[float] = field(default_factory=list)
     rejections_s: list[float] = field(default_factory=list)
+    #: the same from when the request was sent, without what this process was late itself
+    rejections_sent_s: list[float] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     unsent: int = 0
     late_s: list[float] = field(default_factory=list)
@@ -84,7 +86,13 @@ class Client:
 
     async def run(self) -> float:
         """Send, wait for the answers, return for how long requests were due in seconds."""
-        return await (self._run_closed() if self._plan.rate is None else self._run_open())
+        try:
+            return await (self._run_closed() if self._plan.rate is None else self._run_open())
+        finally:
+            for _, writer in self._idle:
+                writer.close()
+            closing = (writer.wait_closed() for _, writer in self._idle)
+            await asyncio.gather(*closing, return_exceptions=True)
 
     async def _run_closed(self) -> float:
         started_s = time.monotonic()
@@ -133,7 +141,8 @@ class Client:
         ]
         head = "\r\n".join(lines).encode() + b"\r\n\r\n"
         try:
-            reader, writer = self._idle.pop() if self._idle else await self._connect()
+            reader, writer = self._take_idle() or await self._connect()
+            sent_s = time.monotonic()
             writer.write(head + body)
             status, keep = await _read_answer(reader)
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
@@ -145,12 +154,24 @@ class Client:
         else:
             self._open -= 1
             writer.close()
-        took_s = time.monotonic() - due_s
+        now_s = time.monotonic()
+        took_s = now_s - due_s
         self.tally.count(str(status))
         if status == 200:  # noqa: PLR2004
             self.tally.latencies_s.append(took_s)
         elif status in (429, 503):
             self.tally.rejections_s.append(took_s)
+            self.tally.rejections_sent_s.append(now_s - sent_s)
+
+    def _take_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Return a kept connection that the server has not closed meanwhile, None without any."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+            self._open -= 1
+        return None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         self._open += 1
@@ -195,6 +216,7 @@ def summarise(plan: Plan, tally: Tally, seconds: float) -> dict[str, Any]:
         **{f"p{p}_ms": in_ms(tally.latencies_s, p / 100) for p in (50, 95, 99)},
         "rejected": len(tally.rejections_s),
         "rejected_p99_ms": in_ms(tally.rejections_s, 0.99),
+        "rejected_sent_p99_ms": in_ms(tally.rejections_sent_s, 0.99),
         "unsent": tally.unsent,
         "statuses": tally.statuses,
         # The generator's own delay: if it is not small, it and not the server is measured.
