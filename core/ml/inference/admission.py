@@ -183,13 +183,18 @@ class Admission:
         return throughput if rate is None else min(throughput, rate)
 
     def limit(self) -> int:
-        """Return Q, at least a batch: a network slower than the deadline is still used."""
-        floor = min(self._max_batch, self._max_images)
+        """Return Q, at least what runs at once: a network slower than the deadline is still used.
+
+        No more than that, though: a whole batch of the setting's size would wait for many of the
+        smaller ones that a slow network runs, and most of its images would be late.
+        """
         throughput = self.find_throughput()
         if throughput is None:
-            return min(2 * floor, self._max_images)
-        left_s = self._deadline_s * _PROMISED - self._times.predict_s(self._find_size())
-        return max(floor, min(self._max_images, int(throughput * max(0.0, left_s))))
+            return min(2 * self._max_batch, self._max_images)
+        size = self._find_size()
+        left_s = self._deadline_s * _PROMISED - self._times.predict_s(size)
+        floor = size * self._times.abreast
+        return min(self._max_images, max(floor, int(throughput * max(0.0, left_s))))
 
     def check(self, project: str, images: int = 1) -> None:
         """Raise what `enter` would, and count nothing."""

@@ -81,8 +81,17 @@ def test_a_network_slower_than_the_deadline_is_used_nonetheless():
     assert build(deadline_s=0.001).limit() == 8
 
 
+def test_no_more_than_what_runs_at_once_is_kept_for_a_slow_network():
+    times = fitted(0, 0.2)
+    times.size, times.abreast = 2, 3
+    assert build(times=times, deadline_s=0.1, max_batch=64).limit() == 6
+    assert build(times=times, deadline_s=2.0, max_batch=64).limit() == int(15 * (1.8 - 0.4))
+
+
 def test_the_limit_never_exceeds_the_setting():
     assert build(max_images=5).limit() == 5
+    assert build(max_images=5, deadline_s=0.001).limit() == 5
+    assert build(max_images=5, times=BatchTimes()).limit() == 5
 
 
 def fill(admission, project, images=1):
