@@ -85,11 +85,12 @@ class Call:
         self._decoded_s = self._queue_s = self._forward_s = 0.0
         self._future: asyncio.Future[Predictions] = self.loop.create_future()
 
-    async def wait(self, timeout_s: float, request: Request | None) -> Predictions:
+    async def wait(self, due_s: float, timeout_s: float, request: Request | None) -> Predictions:
         """Return the answer.
 
         Args:
-            timeout_s: from now.
+            due_s: until when, on the monotonic clock.
+            timeout_s: how long the request had in all, of which some may be spent; told if it ends.
             request: whose client is watched; None if there is none.
 
         Raises:
@@ -99,17 +100,18 @@ class Call:
         """
         watching: list[asyncio.Task[None]] = []
         timer: asyncio.TimerHandle
+        left_s = due_s - monotonic_s()
 
         def look() -> None:
             nonlocal timer
-            timer = self.loop.call_later(timeout_s - WATCH_AFTER_S, self._expire, timeout_s)
+            timer = self.loop.call_later(left_s - WATCH_AFTER_S, self._expire, timeout_s)
             if request is not None:
                 watching.append(self.loop.create_task(self._watch(request)))
 
-        if timeout_s > WATCH_AFTER_S:
+        if left_s > WATCH_AFTER_S:
             timer = self.loop.call_later(WATCH_AFTER_S, look)
         else:
-            timer = self.loop.call_later(timeout_s, self._expire, timeout_s)
+            timer = self.loop.call_later(left_s, self._expire, timeout_s)
         try:
             return await self._future
         finally:

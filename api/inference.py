@@ -159,7 +159,7 @@ class InferenceEngine:
             raise
         self._send(tickets)
         try:
-            predictions = await call.wait(due_s - monotonic_s(), request)
+            predictions = await call.wait(due_s, timeout_s, request)
         except BaseException as error:
             self.networks.give_up(seat)
             if isinstance(error, Exception):

@@ -12,8 +12,10 @@ greatest over the rounds are printed. Weights are random.
 import argparse
 import dataclasses
 import json
+import math
 import platform
 import random
+import resource
 import statistics
 import sys
 import time
@@ -103,7 +105,9 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """Admit, compare answers, time, and return everything as JSON values."""
+        before_mb = _read_rss_mb()
         admission = self._admit()
+        grown_mb = _read_rss_mb() - before_mb
         difference = self._compare()
         return {
             "backbone": self._name,
@@ -118,7 +122,9 @@ class Comparison:
                 "python": platform.python_version(),
             },
             "admission": admission,
-            "memory": self._measure_memory(),
+            # All that the process grew by, with the allocator's and torch's own, when the network
+            # and its models came in.
+            "memory": {**self._measure_memory(), "process_grew_by_mb": grown_mb},
             "largest_difference_of_a_logit": difference,
             "ratios_to_one_model": self._time(),
         }
@@ -258,6 +264,15 @@ class Comparison:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _read_rss_mb() -> float:
+    """Return this process's resident memory; NaN where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return math.nan
+    return pages * resource.getpagesize() / 1e6
 
 
 def build_bundles(backbone: LoadedBackbone, spec: AdapterSpec) -> list[Bundle]:

@@ -254,6 +254,7 @@ class TestGivenUp:
         first = served.ask_and_hold("a", build_picture(1))
         late = served.ask("a", build_picture(2), **{"Request-Timeout": "0.05"}).result()
         assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert "within 0.05 s" in late.json()["detail"]
         served.network.may_run.set()
         assert first.result().status_code == 200
         assert classify(served.client, "a", build_picture(1)).status_code == 200
