@@ -10,7 +10,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from api.app import UnsafeBindingError, create_app
-from api.heap import settle_heap
+from api.interpreter import settle_interpreter
 from api.server import DrainingServer
 from core.platform.storage.errors import StoreMisconfiguredError
 from core.platform.storage.factory import check_store
@@ -19,9 +19,6 @@ from core.settings import Settings, describe_wrong_settings
 _GRACE_S = 30
 #: Bounds how many connections wait in the kernel while all threads are busy.
 _BACKLOG = 2048
-#: How long a thread may keep the interpreter's lock while another waits for it. Networks and
-#: decoders take it hundreds of times a batch; with Python's own 5 ms the loop waited for each.
-_SWITCH_S = 0.0005
 
 
 def main() -> int:
@@ -48,8 +45,7 @@ def main() -> int:
     )
     # It would tell, at every probe of readiness, which database it looked into.
     logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
-    sys.setswitchinterval(_SWITCH_S)
-    settle_heap()
+    settle_interpreter()
     with listener:
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
