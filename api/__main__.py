@@ -10,7 +10,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from api.app import UnsafeBindingError, create_app
-from api.interpreter import settle_interpreter
+from api.heap import settle_heap
 from api.server import DrainingServer
 from core.platform.storage.errors import StoreMisconfiguredError
 from core.platform.storage.factory import check_store
@@ -45,7 +45,7 @@ def main() -> int:
     )
     # It would tell, at every probe of readiness, which database it looked into.
     logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
-    settle_interpreter()
+    settle_heap()
     with listener:
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

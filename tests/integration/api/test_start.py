@@ -40,12 +40,10 @@ class TestProcess:
         _, stderr = process.communicate(timeout=60)
         assert "GET '/readyz' 200" in stderr
 
-    def test_nothing_keeps_the_interpreter_for_long(self, data_dir: Path) -> None:
-        """Neither a full collection, which looks at every object, nor a thread that computes."""
+    def test_a_full_collection_finds_hardly_anything_to_look_at(self, data_dir: Path) -> None:
         code = (
             "import gc, sys; import api.__main__ as process\n"
-            "def run(server, sockets):\n"
-            "    print(gc.get_freeze_count(), len(gc.get_objects()), sys.getswitchinterval())\n"
+            "def run(server, sockets): print(gc.get_freeze_count(), len(gc.get_objects()))\n"
             "process.DrainingServer.run = run\n"
             "sys.argv[1:] = []; sys.exit(process.main())\n"
         )
@@ -58,10 +56,9 @@ class TestProcess:
             text=True,
             check=True,
         )
-        exempt, looked_at, switch_s = done.stdout.splitlines()[-1].split()
-        assert int(exempt) > 50_000
-        assert int(looked_at) < int(exempt) / 20
-        assert float(switch_s) < 0.001
+        exempt, looked_at = map(int, done.stdout.splitlines()[-1].split())
+        assert exempt > 50_000
+        assert looked_at < exempt / 20
 
     @pytest.mark.parametrize(("argument", "exit_code"), [("--help", 0), ("--port=1", 2)])
     def test_an_argument_does_not_start_it(
