@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 _SHARED_S = 5.0
 
 
+#: Within this factor a batch with one image more takes as long as without.
+_HARDLY_LONGER = 1.2
+
+
 class Call(Protocol):
     """The request that an image belongs to, as the threads see it."""
 
@@ -192,6 +196,7 @@ class Batcher:
         batch: list[Ticket] = []
         rejected: list[Ticket] = []
         tightest_s = float("inf")
+        for_modest, alone_s = False, 0.0
         # What waits is shared among the cores that wait.
         most = min(most, math.ceil(queue.count(key) / self._idle_cores))
         while len(batch) < most:
@@ -208,9 +213,17 @@ class Batcher:
                 continue
             # One more makes the batch longer: not at the price of somebody's deadline. Who would be
             # late even alone does not hold the others back.
-            done_s = now_s + self._times.predict_s(len(batch) + 1)
+            took_s = self._times.predict_s(len(batch) + 1)
+            done_s = now_s + took_s
             if batch and done_s > min(tightest_s, ticket.deadline_s):
                 break
+            # Nor at the price of a project that has little here: others wait longer already for
+            # their own images than for a batch that is not filled.
+            is_modest = queue.is_modest(ticket.project, key)
+            if for_modest and not is_modest and took_s > _HARDLY_LONGER * alone_s:
+                break
+            if not batch:
+                for_modest, alone_s = is_modest, took_s
             if done_s <= ticket.deadline_s:
                 tightest_s = min(tightest_s, ticket.deadline_s)
             batch.append(queue.pop(key))

@@ -42,7 +42,8 @@ class FairQueue(Generic[T]):
 
     Of two projects that wait with the same key, neither is served more than one image (per unit of
     weight) more than the other meanwhile; where their keys differ, not more than a batch. A project
-    that was idle starts level with the least served one that waits: it banks no credit.
+    that was idle starts level with the least served one that waits: it banks no credit. Of projects
+    that are level the one that came last is next.
 
     Args:
         weight_of: share of a project relative to others, above 0; asked for every item served.
@@ -76,7 +77,7 @@ class FairQueue(Generic[T]):
         items = line.waiting.get(key)
         if items is None:
             items = line.waiting[key] = deque()
-            entry = (line.served, self._arrivals, line, items)
+            entry = (line.served, -self._arrivals, line, items)
             heappush(self._key_turns.setdefault(key, []), entry)
         items.append((self._arrivals, item))
         self._counts[key] = self._counts.get(key, 0) + 1
@@ -85,6 +86,18 @@ class FairQueue(Generic[T]):
     def count(self, key: Hashable = None) -> int:
         """Return how many items of this key wait."""
         return self._counts.get(key, 0)
+
+    def is_modest(self, project: str, key: Hashable = None) -> bool:
+        """Say whether a project has at most half as many of this key waiting as others on average.
+
+        One that waits alone is not.
+        """
+        line, turns = self._lines.get(project), self._key_turns.get(key)
+        own = len(line.waiting.get(key, ())) if line is not None else 0
+        if turns is None or not own:
+            return False
+        others = len(turns) - 1
+        return others > 0 and 2 * own * others <= self._counts[key] - own
 
     def next_key(self) -> Hashable:
         """Return the batch key that the least served project's oldest item has.
@@ -134,7 +147,7 @@ class FairQueue(Generic[T]):
             self._level = max(self._level, self._find_leader().served)
         line = _Line[T](project, max(self._idle.pop(project, 0.0), self._level))
         self._lines[project] = line
-        heappush(self._turns, (line.served, self._arrivals, line))
+        heappush(self._turns, (line.served, -self._arrivals, line))
         return line
 
     def _end(self, line: _Line[T]) -> None:

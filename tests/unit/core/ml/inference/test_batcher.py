@@ -138,7 +138,8 @@ def test_a_flood_does_not_keep_a_quiet_project_waiting(build):
     rig.put("q1", "q2", project="quiet")
     rig.run()
     rig.receive(53)
-    assert {"q1", "q2"} <= set(rig.network.batches[1])
+    assert rig.network.batches[1][0] == "q1"
+    assert {"q1", "q2"} <= {image for batch in rig.network.batches[1:3] for image in batch}
 
 
 def test_a_batch_that_fails_fails_alone_and_the_thread_goes_on(build):
@@ -226,6 +227,27 @@ def gather(rig, deadlines_s):
         batcher._queue.put(ticket, project="ants", key="k")
     batch, rejected, _ = batcher._gather(time.monotonic())
     return len(batch), rejected
+
+
+@pytest.mark.parametrize(("took_s", "fills"), [(float, False), (lambda _images: 9.0, True)])
+def test_a_quiet_projects_batch_is_filled_with_a_floods_images_where_that_costs_it_nothing(
+    build, took_s, fills
+):
+    times = BatchTimes()
+    for images in (1, 2, 4):
+        times.add(images, took_s(images))
+    times.add = lambda images, took_s: None
+    rig = build(times=times)
+    rig.hold()
+    rig.put(*[f"f{number}" for number in range(20)], project="flood")
+    rig.put("q0", "q1", project="quiet")
+    rig.run()
+    rig.receive(23)
+    taken = next(batch for batch in rig.network.batches[1:] if "q0" in batch)
+    assert (len(taken) == 4) == fills
+    if not fills:
+        assert taken == ["q0"]
+        assert {len(batch) for batch in rig.network.batches[4:-1]} == {4}, "the flood's are filled"
 
 
 def test_closing_finishes_what_is_queued(build):

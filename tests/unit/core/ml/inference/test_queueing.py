@@ -119,9 +119,37 @@ def test_what_is_thrown_away_does_not_count_as_served():
         queue.put(("ants", number), project="ants")
         queue.put(("bees", number), project="bees")
     queue.next_key()
-    assert queue.pop(is_charged=False) == ("ants", 0)
-    assert queue.pop(is_charged=False) == ("ants", 1)
-    assert take(queue, 4) == ["ants", "bees", "ants", "bees"]
+    assert queue.pop(is_charged=False) == ("bees", 0)
+    assert queue.pop(is_charged=False) == ("bees", 1)
+    assert take(queue, 4) == ["bees", "ants", "bees", "ants"]
+
+
+def test_whoever_comes_while_others_wait_is_next():
+    queue = FairQueue()
+    for number in range(5):
+        queue.put(("flood", number), project="flood")
+    assert take(queue, 3) == ["flood"] * 3
+    queue.put(("quiet", 0), project="quiet")
+    assert take(queue, 2) == ["quiet", "flood"]
+
+
+def test_a_project_is_modest_that_has_half_of_the_others_mean_or_less_waiting():
+    queue = FairQueue()
+    queue.put("item", project="quiet")
+    assert not queue.is_modest("quiet"), "it waits alone"
+    assert not queue.is_modest("nobody")
+    queue.put("item", project="flood")
+    assert not queue.is_modest("quiet")
+    queue.put("item", project="flood")
+    assert queue.is_modest("quiet")
+    assert not queue.is_modest("flood")
+    queue.put("item", project="third")
+    assert not queue.is_modest("quiet"), "the others have three among them"
+    queue.put("item", project="flood", key="other")
+    assert not queue.is_modest("quiet"), "of another key"
+    queue.put("item", project="flood")
+    assert queue.is_modest("quiet")
+    assert queue.is_modest("third")
 
 
 def test_many_projects_that_come_once_leave_nothing_behind():
