@@ -68,3 +68,19 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again(images):
     figures = server.load(images, rate=10, seconds=1.0)
     assert set(figures["statuses"]) == {"200"}
     assert server.connections == figures["statuses"]["200"] > 1
+
+
+def test_what_is_answered_after_the_load_has_ended_is_no_goodput(images):
+    server = Server(iter(lambda: _ANSWERED, None), delay_s=0.6)
+    figures = server.load(images, rate=20, seconds=1.0)
+    sent = figures["statuses"]["200"]
+    assert 0 < figures["goodput"] < sent, "half of the answers came later"
+    assert figures["answered"] == figures["goodput"]
+    assert figures["p50_ms"] >= 600, "all are timed"
+
+
+def test_a_closed_loop_counts_all_answers_in_all_of_its_time(images):
+    server = Server(iter(lambda: _ANSWERED, None), delay_s=0.2)
+    figures = server.load(images, rate=None, seconds=0.5, connections=2, deadline_s=0.1)
+    assert 0 < figures["answered"] <= 2 / 0.2
+    assert figures["goodput"] == 0, "none was in time"
