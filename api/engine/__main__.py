@@ -15,6 +15,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from api.engine.address import EngineSocket, SocketError
 from api.engine.server import EngineServer
+from api.heap import settle_heap
 from api.networks import LocalNetworks
 from core.clock import monotonic_s
 from core.platform.db.engine import Database
@@ -47,6 +48,7 @@ def main() -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    settle_heap()
     database = Database(settings.resolved_database_url)
     try:
         # The loop that fronts have: half of what a request costs here is its reading and waking up.

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -48,6 +49,13 @@ class Rig:
         return asyncio.run(ask_all())
 
 
+def wait_until(condition):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
 def away():
     return OperationalError("SELECT 1", {}, Exception("connection refused"))
 
@@ -70,9 +78,23 @@ def test_the_database_is_asked_once_for_all_who_wait(rig):
 def test_an_answer_holds_for_a_second_and_no_longer(rig):
     rig.ask()
     rig.outcome = NotFoundError("deleted")
-    rig.now_s += FRESH_S * 0.9
+    rig.now_s += FRESH_S * 0.6
     assert rig.ask()[0].id == "mdl_1"
-    rig.now_s += FRESH_S * 0.2
+    rig.now_s += FRESH_S * 0.5
+    with pytest.raises(NotFoundError):
+        rig.ask()
+    assert len(rig.reads) == 2
+
+
+def test_it_is_asked_for_again_before_it_is_old_and_nobody_waits(rig):
+    rig.ask()
+    rig.outcome = NotFoundError("deleted")
+    rig.now_s += FRESH_S * 0.8
+    rig.may_read.clear()
+    assert [model.id for model in rig.ask(times=3)] == ["mdl_1"] * 3
+    rig.may_read.set()
+    wait_until(lambda: not rig.resolver._asking)
+    assert len(rig.reads) == 2
     with pytest.raises(NotFoundError):
         rig.ask()
     assert len(rig.reads) == 2
