@@ -54,6 +54,12 @@ class Database:
         with Session(self._reader, expire_on_commit=False) as session, session.begin():
             yield session
 
+    @contextmanager
+    def read_columns(self) -> Iterator[Connection]:
+        """Open a transaction for reading columns, without a session, which costs more than they."""
+        with self._reader.connect() as connection:
+            yield connection
+
     def dispose(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()

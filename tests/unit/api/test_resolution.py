@@ -30,6 +30,7 @@ class Rig:
         self.may_read.set()
         self.resolver = ModelResolver(None, clock=lambda: self.now_s)
         self.resolver._find = self.find
+        self.resolver._still_means = lambda *_: False
 
     def find(self, project, reference):
         self.reads.append((project, reference))
