@@ -1,12 +1,13 @@
 """Transactions as the whole project relies on them, on both databases."""
 
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 from sqlalchemy.orm import Session
 
 from core.platform.db.engine import Database
@@ -120,6 +121,23 @@ class TestSqlite:
             assert session.execute(text("SELECT 1")).scalar() == 1
         database.dispose()
 
+    def test_a_file_that_another_opener_holds_is_waited_for(self, tmp_path: Path) -> None:
+        path = tmp_path / "new.db"
+        # In the middle of what another opener does before it has switched to the log.
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE t (n INTEGER)")
+        release = threading.Timer(0.3, other.execute, ("COMMIT",))
+        release.start()
+        database = Database(f"sqlite:///{path}")
+        # As SQLite says by itself where waiting might have no end.
+        event.listen(database.engine, "connect", _wait_for_nobody, insert=True)
+        with database.read() as session:
+            assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        release.join()
+        other.close()
+        database.dispose()
+
     def test_openers_of_a_new_file_do_not_disturb_each_other(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path / 'new.db'}"
         barrier = threading.Barrier(8)
@@ -138,6 +156,10 @@ class TestSqlite:
         with database.read() as session:
             assert session.execute(text("SELECT count(*) FROM t")).scalar() == 8
         database.dispose()
+
+
+def _wait_for_nobody(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA busy_timeout=0")
 
 
 VALUES: dict[str, Any] = {
