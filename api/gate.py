@@ -6,10 +6,10 @@ bytes, so that the bodies of all requests together stay within a bound. Pure ASG
 
 import re
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import problem_of
+from api.headers import find_header
 from api.lifecycle import Lifecycle
 from core.errors import AppError, UnavailableError
 from core.settings import Settings
@@ -58,7 +58,7 @@ class InferenceGateMiddleware:
         if match is None:
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        declared = find_header(scope, b"content-length") or ""
         is_declared = declared.isascii() and declared.isdigit()
         body_bytes = int(declared) if is_declared else self._undeclared_bytes
         try:

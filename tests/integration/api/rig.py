@@ -17,6 +17,14 @@ from core.types import DatasetState
 
 TESTS_URL = "http://127.0.0.1"
 
+#: Settings of a process that serves what it imports, and computes the same on every machine.
+SERVES: dict[str, object] = {
+    "roles": ["control", "inference"],
+    "device": "cpu",
+    "threads": 1,
+    "inference_precision": "fp32",
+}
+
 
 def build_png(shade: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
     """A small image."""

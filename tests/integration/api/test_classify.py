@@ -26,7 +26,7 @@ from core.ml.export.bundle import save_bundle
 from core.platform.db.tables import ModelRow
 from core.platform.jobs import attempts, claiming
 from tests.integration.api.live import serve, wait_until
-from tests.integration.api.rig import Rig
+from tests.integration.api.rig import SERVES, Rig
 
 _CLASSES = ["ant", "bee", "cat", "dog", "emu", "fox", "gnu"]
 
@@ -80,13 +80,7 @@ def _publish(rig: Rig, model: AdaptedModel, folder: Path, *, tamper: str = "") -
 @pytest.fixture
 def rig(start_rig: Callable[..., Rig], model: AdaptedModel, tmp_path: Path) -> Rig:
     """An API of both roles with the model `mdl_test`, called `animals`."""
-    rig = start_rig(
-        roles=["control", "inference"],
-        device="cpu",
-        threads=1,
-        inference_precision="fp32",
-        max_image_bytes=200_000,
-    )
+    rig = start_rig(**SERVES, max_image_bytes=200_000)
     _publish(rig, model, tmp_path / "bundle")
     return rig
 

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from api.routes import classify
 from tests.integration.api.models import build_files, build_picture, import_model
-from tests.integration.api.rig import TESTS_URL, Rig
+from tests.integration.api.rig import SERVES, TESTS_URL, Rig
 
 _PICTURE = {"content": build_picture(), "headers": {"content-type": "image/png"}}
 #: What makes a request not plain, and changes nothing of its answer.
@@ -20,13 +20,7 @@ _OWN = {"x-request-id", "server-timing"}
 @pytest.fixture
 def rig(start_rig: Callable[..., Rig], tmp_path: Path) -> Rig:
     """An API with the model `animals`, and a client that is told of bugs as any other."""
-    rig = start_rig(
-        roles=["control", "inference"],
-        device="cpu",
-        threads=1,
-        inference_precision="fp32",
-        max_image_bytes=50_000,
-    )
+    rig = start_rig(**SERVES, max_image_bytes=50_000)
     client: Any = TestClient(rig.app, base_url=TESTS_URL, raise_server_exceptions=False)
     import_model(client, build_files(tmp_path / "bundle"))
     return Rig(rig.settings, rig.app, client, rig.database)

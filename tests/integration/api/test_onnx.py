@@ -21,7 +21,7 @@ from core.ml.export.onnx import OnnxFile
 from core.platform.storage.base import BlobStore
 from core.platform.storage.local import LocalStore
 from tests.integration.api.models import Files, build_files, build_picture, classify, import_model
-from tests.integration.api.rig import Rig
+from tests.integration.api.rig import SERVES, Rig
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.mark.slow
 def test_the_file_answers_as_the_service_does(start_rig: Callable[..., Rig], files: Files) -> None:
-    rig = start_rig(
-        roles=["control", "inference"], device="cpu", threads=1, inference_precision="fp32"
-    )
+    rig = start_rig(**SERVES)
     import_model(rig.client, files)
     answer = rig.client.get("/v1/models/animals/onnx")
     assert answer.status_code == 200, answer.text

@@ -15,7 +15,7 @@ from core.catalog.methods import AdapterKind
 from core.ml.inference.batch_size import BatchSize
 from tests.integration.api.live import serve, wait_until
 from tests.integration.api.models import build_files, build_picture, classify, import_model
-from tests.integration.api.rig import Rig
+from tests.integration.api.rig import SERVES, Rig
 
 _PATIENCE_S = 120.0
 _PICTURE = {"content-type": "image/png"}
@@ -87,15 +87,7 @@ def serve_rig(
     undo: list[Callable[[], object]] = []
 
     def start(**changes: object) -> Served:
-        settings = {
-            "roles": ["control", "inference"],
-            "device": "cpu",
-            "threads": 1,
-            "inference_precision": "fp32",
-            "inference_deadline_s": _PATIENCE_S,
-            **changes,
-        }
-        rig = start_rig(**settings)
+        rig = start_rig(**{**SERVES, "inference_deadline_s": _PATIENCE_S, **changes})
         pool = ThreadPoolExecutor(120)
         network = Network(rig.app.state.services.inference)
         server = serve(rig.app, lifespan="off")
