@@ -1,7 +1,5 @@
 """Engine and transactions, for SQLite and PostgreSQL alike."""
 
-import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,18 +7,17 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import Connection
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from core.clock import monotonic_s
+from core.platform.db.journal import choose_wal
 
 #: The database is out of reach or too busy; the same statement may succeed later.
 TRANSIENT_ERRORS = (OperationalError, InterfaceError)
 
 _SQLITE_BUSY_TIMEOUT_MS = 15_000
-_WAL_RETRY_S = 0.02
 _CONNECT_TIMEOUT_S = 5
 #: A statement that takes longer means a sick database; the caller must learn of it in time to give
 #: its lease up.
@@ -101,30 +98,12 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -
     raw: Any = connection
     raw.isolation_level = None
     cursor = connection.cursor()
-    _choose_wal(cursor)
+    choose_wal(cursor, time_limit_s=_SQLITE_BUSY_TIMEOUT_MS / 1000)
     # FULL: a committed job survives a power cut, not only a crash of the process.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute(f"PRAGMA busy_timeout={_SQLITE_BUSY_TIMEOUT_MS}")
     cursor.close()
-
-
-def _choose_wal(cursor: DBAPICursor) -> None:
-    """Switch the file to a write-ahead log, which it stays with.
-
-    While several processes open a new file, SQLite may say at once that it is locked, whatever
-    timeout there is: two that both wait for the other would wait for ever.
-    """
-    until_s = monotonic_s() + _SQLITE_BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or monotonic_s() >= until_s:
-                raise
-            time.sleep(_WAL_RETRY_S)
-        else:
-            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
