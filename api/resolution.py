@@ -1,4 +1,4 @@
-"""What a reference means, asked of the database once in 0.7 s at most.
+"""What references mean, asked of the database once in 0.7 s at most, all that are in use at once.
 
 A model that is deleted, or an alias that moves, is noticed within `FRESH_S`. While the database
 cannot be reached, what is known goes on being served for `STALE_S`.
@@ -6,8 +6,9 @@ cannot be reached, what is known goes on being served for `STALE_S`.
 
 import asyncio
 import logging
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from core.errors import NotFoundError
 from core.platform.db.engine import Database
 from core.platform.db.model_tables import ModelAliasRow
 from core.platform.db.tables import ModelRow, ProjectRow
-from core.platform.models.meaning import find_meaning
+from core.platform.models.meaning import Known, find_holding
 from core.platform.models.repository import find_alias, find_by_id, get_model
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,11 @@ logger = logging.getLogger(__name__)
 FRESH_S = 1.0
 #: From this age on it is asked for again while it is still good: under steady traffic nobody waits.
 _AHEAD_S = 0.7
+#: What was not used for so long is not asked for again with the others. With a thousand models in
+#: use each is used once in ten seconds, and what is one more among hundreds costs nothing.
+_IN_USE_S = 60.0
+#: What was asked for by itself a moment ago is not asked for with the others.
+_JUST_S = 0.1
 #: How long it goes on being served while the database cannot be reached.
 STALE_S = 600.0
 #: How long a request waits for a database that does not answer, if something is known.
@@ -101,11 +107,16 @@ class Shadow:
     fraction: float
 
 
+#: A project and what it calls a model.
+_Key = tuple[str, str]
+
+
 @dataclass(eq=False, slots=True)
 class _Entry:
     outcome: ServedModel | Exception
     answered_s: float  #: when the database said so
     tried_s: float  #: when it was asked last
+    used_s: float  #: when somebody wanted it last
 
 
 class ModelResolver:
@@ -119,8 +130,11 @@ class ModelResolver:
     def __init__(self, database: Database, *, clock: Callable[[], float] = monotonic_s) -> None:
         self._database = database
         self._clock = clock
-        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
-        self._asking: dict[tuple[str, str], Future[_Entry]] = {}
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._lock_of_entries = threading.Lock()  # for what changes them
+        self._asking: dict[_Key, Future[_Entry]] = {}
+        self._renewal: Future[None] | None = None
+        self._renewed_s = -FRESH_S
         self._weights: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="resolve")
 
@@ -141,12 +155,18 @@ class ModelResolver:
             OperationalError: the database cannot be reached, and the reference is not known.
         """
         key = (project, reference)
+        now_s = self._clock()
         entry = self._entries.get(key)
-        age_s = FRESH_S if entry is None else self._clock() - entry.tried_s
-        if entry is None or age_s >= FRESH_S:
-            entry = await self._ask(key, entry)
-        elif age_s >= _AHEAD_S:
-            self._begin_to_ask(key)
+        asking = None
+        if entry is None or now_s - entry.tried_s >= FRESH_S:
+            asking = self._begin_to_ask(key)
+        if entry is not None:
+            entry.used_s = now_s
+            if now_s - entry.tried_s >= _AHEAD_S:
+                self._begin_to_renew(now_s)
+        if asking is not None:
+            entry = await self._wait_for(asking, entry)
+        assert entry is not None
         if isinstance(entry.outcome, ServedModel):
             return entry.outcome
         raise entry.outcome.with_traceback(None)  # it would grow by every request that it ends
@@ -155,16 +175,24 @@ class ModelResolver:
         """Ask no more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _begin_to_ask(self, key: tuple[str, str]) -> "Future[_Entry]":
+    def _begin_to_renew(self, now_s: float) -> None:
+        if self._renewal is not None and not self._renewal.done():
+            return
+        if now_s - self._renewed_s >= _AHEAD_S:
+            self._renewed_s = now_s
+            self._renewal = self._pool.submit(self._renew)
+            self._renewal.add_done_callback(_report)
+
+    def _begin_to_ask(self, key: _Key) -> "Future[_Entry]":
         asking = self._asking.get(key)
         if asking is None:
             asking = self._asking[key] = self._pool.submit(self._read, key)
             asking.add_done_callback(lambda _: self._asking.pop(key, None))
         return asking
 
-    async def _ask(self, key: tuple[str, str], known: _Entry | None) -> _Entry:
+    async def _wait_for(self, asking: "Future[_Entry]", known: _Entry | None) -> _Entry:
         # Shielded: others may wait for the same answer when this request is cancelled.
-        answer = asyncio.shield(asyncio.wrap_future(self._begin_to_ask(key)))
+        answer = asyncio.shield(asyncio.wrap_future(asking))
         if known is None or not isinstance(known.outcome, ServedModel):
             return await answer
         done, _ = await asyncio.wait([answer], timeout=_PATIENCE_S)
@@ -173,47 +201,76 @@ class ModelResolver:
         answer.add_done_callback(_look_at)
         return known if self._clock() - known.answered_s < STALE_S else await answer
 
-    def _read(self, key: tuple[str, str]) -> _Entry:
+    def _renew(self) -> None:
+        """Ask for all that is in use at once, and for what does not hold any more by itself."""
+        now_s = self._clock()
+        with self._lock_of_entries:
+            in_use = {
+                key: (entry, entry.outcome)
+                for key, entry in self._entries.items()
+                if now_s - entry.used_s < _IN_USE_S
+                and now_s - entry.tried_s > _JUST_S
+                and key not in self._asking
+                and isinstance(entry.outcome, ServedModel)
+            }
+        try:
+            holding = self._find_holding([(key, model) for key, (_, model) in in_use.items()])
+        except SQLAlchemyError:
+            logger.warning("the database cannot be reached; models are served as known")
+            for entry, _ in in_use.values():
+                if now_s - entry.answered_s < STALE_S:
+                    entry.tried_s = self._clock()
+            return
+        for key, (entry, _) in in_use.items():
+            if key in holding:
+                entry.answered_s = entry.tried_s = now_s
+            else:
+                self._read(key)
+
+    def _read(self, key: _Key) -> _Entry:
         project, reference = key
         known = self._entries.get(key)
         now_s = self._clock()
         try:
-            entry = _Entry(self._find_again(project, reference, known), now_s, now_s)
+            entry = _Entry(self._find_again(project, reference, known), now_s, now_s, now_s)
         except NotFoundError as error:
-            entry = _Entry(error, now_s, now_s)
+            entry = _Entry(error, now_s, now_s, now_s)
         except SQLAlchemyError as error:
             is_servable = known is not None and isinstance(known.outcome, ServedModel)
             if known is None or not is_servable or now_s - known.answered_s >= STALE_S:
-                return _Entry(error, now_s, now_s)
+                return _Entry(error, now_s, now_s, now_s)
             logger.warning("the database cannot be reached; %s is served as known", reference)
-            entry = _Entry(known.outcome, known.answered_s, self._clock())
-        self._entries[key] = entry
-        self._entries.move_to_end(key)
-        while len(self._entries) > _MAX_ENTRIES:
-            self._entries.popitem(last=False)
+            entry = _Entry(known.outcome, known.answered_s, self._clock(), now_s)
+        with self._lock_of_entries:
+            self._entries[key] = entry
+            self._entries.move_to_end(key)
+            while len(self._entries) > _MAX_ENTRIES:
+                self._entries.popitem(last=False)
         return entry
 
     def _find_again(self, project: str, reference: str, known: _Entry | None) -> ServedModel:
-        """Return what is known if it still holds, which costs a sixth of reading it anew.
-
-        Models do not change. With hundreds of them in use nearly every request comes to one that
-        was not asked for in the last second.
-        """
+        """Return what is known if it still holds, which costs less than reading it anew."""
         model = known.outcome if known is not None else None
-        if isinstance(model, ServedModel) and self._still_means(project, reference, model):
+        key = (project, reference)
+        if isinstance(model, ServedModel) and self._find_holding([(key, model)]):
             return model
         return self._find(project, reference)
 
-    def _still_means(self, project: str, reference: str, model: ServedModel) -> bool:
-        # The newest model of a name has to be looked for, and a shadow can go by itself.
-        if model.shadow is not None or (reference != model.id and "@" not in reference):
-            return False
+    def _find_holding(self, models: Sequence[tuple[_Key, ServedModel]]) -> set[_Key]:
+        """Return the references that still mean the models that they meant."""
+        known = [
+            Known(
+                *key,
+                model_id=model.id,
+                change_id=model.change_id,
+                shadow_id=model.shadow.model.id if model.shadow else None,
+            )
+            for key, model in models
+        ]
         with self._database.read_columns() as connection:
-            meaning = find_meaning(connection, reference, project=project)
-        if meaning is None or (meaning.model_id, meaning.change_id) != (model.id, model.change_id):
-            return False
-        self._weights[project] = meaning.weight
-        return True
+            holding, weights = find_holding(connection, known)
+        self._weights.update(weights)
+        return {(one.project, one.reference) for one in holding}
 
     def _find(self, project: str, reference: str) -> ServedModel:
         with self._database.read() as session:
@@ -255,3 +312,9 @@ def _look_at(answer: "asyncio.Future[_Entry]") -> None:
     """Fetch the exception of an answer that came too late, so that asyncio does not report it."""
     if not answer.cancelled():
         answer.exception()
+
+
+def _report(renewal: "Future[None]") -> None:
+    """Log what nobody waits for: without a renewal every request asks for itself."""
+    if not renewal.cancelled() and (error := renewal.exception()) is not None:
+        logger.error("references could not be renewed", exc_info=error)

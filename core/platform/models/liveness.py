@@ -14,6 +14,10 @@ from core.platform.db.tables import ModelRow
 NEVER_S = 253_402_300_799.0
 
 
-def is_alive() -> ColumnElement[bool]:
-    """Return the condition that a model has not been deleted."""
-    return or_(ModelRow.deleted_at.is_(None), ModelRow.deleted_at == NEVER_S)
+def is_alive(model: type[ModelRow] = ModelRow) -> ColumnElement[bool]:
+    """Return the condition that a model has not been deleted.
+
+    Args:
+        model: the table, or an alias of it.
+    """
+    return or_(model.deleted_at.is_(None), model.deleted_at == NEVER_S)

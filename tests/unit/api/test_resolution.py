@@ -30,7 +30,7 @@ class Rig:
         self.may_read.set()
         self.resolver = ModelResolver(None, clock=lambda: self.now_s)
         self.resolver._find = self.find
-        self.resolver._still_means = lambda *_: False
+        self.resolver._find_holding = lambda _: set()
 
     def find(self, project, reference):
         self.reads.append((project, reference))
@@ -94,7 +94,7 @@ def test_it_is_asked_for_again_before_it_is_old_and_nobody_waits(rig):
     rig.may_read.clear()
     assert [model.id for model in rig.ask(times=3)] == ["mdl_1"] * 3
     rig.may_read.set()
-    wait_until(lambda: not rig.resolver._asking)
+    wait_until(lambda: rig.resolver._renewal.done() and not rig.resolver._asking)
     assert len(rig.reads) == 2
     with pytest.raises(NotFoundError):
         rig.ask()
