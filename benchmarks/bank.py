@@ -92,7 +92,7 @@ class Comparison:
         self._backbone = load_backbone(name, pretrained=False)
         wide = load_backbone(name, pretrained=False)
         self._bundles = build_bundles(wide, self._spec)
-        self._backbone.place(device=self._device, precision=self._precision)
+        self._backbone.place(device=self._device, precision=self._precision, for_training=False)
         self._model = AdaptedModel(self._backbone, self._spec, CLASSES, seed=0)
         self._model.requires_grad_(requires_grad=False)
         self._engine = Engine(

@@ -10,6 +10,7 @@ Reads one JSON object from stdin, prints one on stdout.
 import asyncio
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -17,7 +18,9 @@ from bisect import bisect
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 #: Requests beyond it are counted as not sent: a server this far behind is over its limit.
 _MAX_CONNECTIONS = 512
@@ -85,7 +88,7 @@ class Client:
         self._bodies = [path.read_bytes() for path in sorted(Path(plan.images).iterdir())]
         weights = [1 / (rank + 1) ** plan.zipf for rank in range(len(plan.names))]
         self._cumulative = list(accumulate(weights))
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[_Connection] = []
         self._open = 0
         self._ends_s = math.inf
         self.tally = Tally()
@@ -95,10 +98,8 @@ class Client:
         try:
             return await (self._run_closed() if self._plan.rate is None else self._run_open())
         finally:
-            for _, writer in self._idle:
-                writer.close()
-            closing = (writer.wait_closed() for _, writer in self._idle)
-            await asyncio.gather(*closing, return_exceptions=True)
+            for connection in self._idle:
+                connection.close()
 
     async def _run_closed(self) -> float:
         started_s = time.monotonic()
@@ -148,19 +149,18 @@ class Client:
         ]
         head = "\r\n".join(lines).encode() + b"\r\n\r\n"
         try:
-            reader, writer = self._take_idle() or await self._connect()
+            connection = self._take_idle() or await self._connect()
             sent_s = time.monotonic()
-            writer.write(head + body)
-            status, keep = await _read_answer(reader)
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            status, keep = await connection.ask(head, body)
+        except (OSError, ValueError) as error:
             self._open -= 1
             self.tally.count(type(error).__name__)
             return
         if keep:
-            self._idle.append((reader, writer))
+            self._idle.append(connection)
         else:
             self._open -= 1
-            writer.close()
+            connection.close()
         now_s = time.monotonic()
         took_s = now_s - due_s
         self.tally.count(str(status))
@@ -173,25 +173,76 @@ class Client:
             self.tally.rejections_s.append(took_s)
             self.tally.rejections_sent_s.append(now_s - sent_s)
 
-    def _take_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    def _take_idle(self) -> "_Connection | None":
         """Return a kept connection that the server has not closed meanwhile, None without any."""
         while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof():
-                return reader, writer
-            writer.close()
+            connection = self._idle.pop()
+            if not connection.is_closed:
+                return connection
             self._open -= 1
         return None
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self) -> "_Connection":
         self._open += 1
-        return await asyncio.open_connection("127.0.0.1", self._plan.port)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._plan.port)
+        return connection
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
-    """Return an answer's status and whether the connection stays open."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-    status = int(head.split(" ", 2)[1])
+class _Connection(asyncio.Protocol):
+    """A kept connection, on which one request at a time is under way."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._answer: asyncio.Future[tuple[int, bool]] | None = None
+
+    def ask(self, head: bytes, body: bytes) -> asyncio.Future[tuple[int, bool]]:
+        """Send a request; its answer's status, and whether the connection stays open, will come.
+
+        The future has a ConnectionError where the connection ends before, a ValueError where the
+        answer is none that is read here.
+        """
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.writelines([head, body])
+        return self._answer
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what is written to."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
+
+    def data_received(self, data: bytes) -> None:
+        """Settle the answer once it is here as a whole."""
+        self._received += data
+        head, end, rest = self._received.partition(b"\r\n\r\n")
+        if not end or self._answer is None or self._answer.done():
+            return
+        try:
+            status, length, keep = _read_head(head.decode("latin-1").lower())
+        except ValueError as error:
+            self._answer.set_exception(error)
+            self.close()
+            return
+        if len(rest) >= length:
+            self._received = b""
+            self._answer.set_result((status, keep))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail the answer that is still awaited."""
+        self.is_closed = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error or ConnectionResetError("closed without an answer"))
+
+
+def _read_head(head: str) -> tuple[int, int, bool]:
+    """Return an answer's status, the bytes of its body and whether the connection stays open."""
     length = 0
     for line in head.split("\r\n")[1:]:
         name, _, value = line.partition(":")
@@ -199,8 +250,7 @@ async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
             length = int(value)
         elif name == "transfer-encoding":
             raise ValueError("chunked answers are not read here")
-    await reader.readexactly(length)
-    return status, "connection: close" not in head
+    return int(head.split(" ", 2)[1]), length, "connection: close" not in head
 
 
 def find_percentile(values: list[float], share: float) -> float | None:
@@ -241,8 +291,13 @@ def main() -> None:
     """Run one plan."""
     plan = Plan(**json.load(sys.stdin))
     client = Client(plan)
-    seconds = asyncio.run(client.run())
-    json.dump(summarise(plan, client.tally, seconds), sys.stdout)
+    started_s = time.process_time()
+    seconds = uvloop.run(client.run())
+    used_s = time.process_time() - started_s
+    figures = summarise(plan, client.tally, seconds)
+    # What the generator took of the machine, which it shares with the server.
+    figures["load_cpu_share"] = round(used_s / seconds / (os.cpu_count() or 1), 3)
+    json.dump(figures, sys.stdout)
 
 
 if __name__ == "__main__":

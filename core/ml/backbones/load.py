@@ -85,9 +85,17 @@ class LoadedBackbone:
         """Where the weights lie."""
         return next(self.module.parameters()).device
 
-    def place(self, *, device: torch.device, precision: Precision) -> None:
-        """Move and cast the weights in place; `weights_sha256` goes on naming what was loaded."""
-        place_backbone(self.module, device=device, precision=precision)
+    def place(
+        self, *, device: torch.device, precision: Precision, for_training: bool = True
+    ) -> None:
+        """Move and cast the weights in place; `weights_sha256` goes on naming what was loaded.
+
+        Args:
+            device: where they will be.
+            precision: of weights and activations.
+            for_training: whether gradients will flow through the network.
+        """
+        place_backbone(self.module, device=device, precision=precision, for_training=for_training)
 
 
 def load_backbone(

@@ -31,15 +31,23 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     return Precision.BF16 if _has_bf16(device) else Precision.FP32
 
 
-def place_backbone(module: nn.Module, *, device: torch.device, precision: Precision) -> None:
+def place_backbone(
+    module: nn.Module, *, device: torch.device, precision: Precision, for_training: bool = True
+) -> None:
     """Move and cast a frozen network in place.
 
-    In bf16 on a CPU the attention layers are told to use plain softmax(qk)v: torch's fused CPU
-    kernel is made for inference, and training through it in bf16 costs about 1.5 times the whole
-    step. Elsewhere the fused kernel stays.
+    In bf16 on a CPU the attention layers are told to use plain softmax(qk)v for training: torch's
+    fused CPU kernel is made for inference, and training through it in bf16 costs about 1.5 times
+    the whole step. Elsewhere the fused kernel stays.
+
+    Args:
+        module: the network.
+        device: where it will be.
+        precision: of its weights and activations.
+        for_training: whether gradients will flow through it.
     """
     module.to(device=device, dtype=dtype_of(precision))
-    if device.type == "cpu" and precision is Precision.BF16:
+    if for_training and device.type == "cpu" and precision is Precision.BF16:
         for part in module.modules():
             if hasattr(part, "fused_attn"):
                 setattr(part, "fused_attn", False)  # noqa: B010 - nn.Module types every attribute

@@ -232,7 +232,7 @@ class Engine:
             if host is not None:
                 return host
             backbone = self._load(name)
-            backbone.place(device=self._device, precision=self._precision)
+            backbone.place(device=self._device, precision=self._precision, for_training=False)
             host = Host(backbone, self._precision, self._cores)
             base = self._build_base(host)
             with self._lock:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import uvloop
 
 from benchmarks.serving.load import Client, Plan, summarise
 
@@ -53,7 +54,7 @@ class Server:
             await asyncio.wait(self._tasks)
             return summarise(plan, client.tally, seconds)
 
-        return asyncio.run(run())
+        return uvloop.run(run())
 
 
 def test_rejections_are_timed_from_when_they_were_due_and_from_when_they_were_sent(images):

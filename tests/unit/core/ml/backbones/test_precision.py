@@ -60,6 +60,11 @@ class TestPlaceBackbone:
         assert not attention.fused_attn
         assert (backbone.dtype, backbone.device) == (torch.bfloat16, CPU)
 
+    def test_fused_attention_where_nothing_is_trained(self, tiny_backbone):
+        backbone = tiny_backbone()
+        backbone.place(device=CPU, precision=Precision.BF16, for_training=False)
+        assert backbone.module.blocks[0].attn.fused_attn
+
     def test_bf16_features_are_close(self, tiny_backbone):
         backbone = tiny_backbone()
         images = torch.randn(2, 3, 32, 32)
