@@ -22,9 +22,8 @@ from core.ml.inference.queueing import FairQueue
 
 logger = logging.getLogger(__name__)
 
-#: A network is shared for so long after images of one project have followed another's.
-_SHARED_S = 5.0
-
+#: A project that asks little is expected again for so long after its last image.
+_MODEST_S = 5.0
 
 #: Within this factor a batch with one image more takes as long as without.
 _HARDLY_LONGER = 1.2
@@ -102,8 +101,7 @@ class Batcher:
         self._forward = forward
         self._deliver = deliver
         self._size = BatchSize(max_batch)
-        self._last_project = ""
-        self._shared_until_s = 0.0
+        self._modest_until_s = 0.0
         self._times = times
         times.abreast = cores
         self._queue: FairQueue[Ticket] = FairQueue(weight_of)
@@ -135,10 +133,9 @@ class Batcher:
         with self._changed:
             for ticket in tickets:
                 ticket.ready_s = now_s
-                if ticket.project != self._last_project:
-                    self._shared_until_s = now_s + _SHARED_S if self._last_project else 0.0
-                    self._last_project = ticket.project
                 self._queue.put(ticket, project=ticket.project, key=ticket.batch_key)
+                if self._queue.is_modest(ticket.project, ticket.batch_key):
+                    self._modest_until_s = now_s + _MODEST_S
             self._changed.notify()
 
     def close(self, timeout_s: float) -> bool:
@@ -189,7 +186,7 @@ class Batcher:
     def _gather(self, now_s: float) -> tuple[list[Ticket], list[Ticket], int]:
         """Take the next batch, what turned out to be too late, and cores; under the lock."""
         queue = self._queue
-        most = self._times.size = self._size.find(is_shared=now_s < self._shared_until_s)
+        most = self._times.size = self._size.find(beside_modest=now_s < self._modest_until_s)
         if self._idle_cores == self._cores:
             self._key, self._quota = queue.next_key(), self._cores * most
         key = self._key
