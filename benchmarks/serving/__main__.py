@@ -2,10 +2,11 @@
 
 For each number of models the systems are started once, checked against the network itself, warmed,
 and then measured in turns, in random order; a system that is not measured is stopped (SIGSTOP).
-First the peers' settings are chosen by short closed loops (the best is kept and named); then each
-round finds every system's peak in a closed loop; then, unless --peaks, open loops offer shares of
-the peaks and the same absolute rates. Ratios are of a round's peaks; printed are the median and the
-range over rounds. Rows say the precision of each side.
+Beside this service with many models it is measured with one, so that a machine that gets slower
+meanwhile does not count. First the peers' settings are chosen by short closed loops (the best is
+kept and named); then each round finds every system's peak in a closed loop; then, unless --peaks,
+open loops offer shares of the peaks and the same absolute rates. Ratios are of a round's peaks;
+printed are the median and the range over rounds. Rows say the precision of each side.
 """
 
 import argparse
@@ -117,8 +118,9 @@ def _measure_count(
     args: argparse.Namespace, stock: Stock, count: int, folder: Path, tuned: Tuned
 ) -> None:
     systems = [
-        build_service(stock, count, folder / precision, precision=precision)
+        build_service(stock, models, folder / f"{precision}-{models}", precision=precision)
         for precision in args.service_precisions
+        for models in sorted({count, 1})
     ]
     for precision in args.peer_precisions:
         systems += _choose_peers(args, stock, count, precision, tuned)
@@ -129,13 +131,15 @@ def _measure_count(
         for system in systems:
             _say(f"{count} models: starting {_name(system)}")
             stack.enter_context(system)
-            difference = parity.check(system, gate, images, expected)
+            own = gate[: len(system.names)]
+            difference = parity.check(system, own, images, expected)
             _say(f"  agrees with the network within {difference:.1e}")
             _warm(system, stock)
             system.pause()
         peaks = _measure_peaks(args, stock, count, systems)
         if not args.peaks:
-            _measure_shares(args, stock, count, systems, peaks)
+            rivals = [system for system in systems if len(system.names) == count]
+            _measure_shares(args, stock, count, rivals, peaks)
 
 
 def _choose_peers(
@@ -217,8 +221,8 @@ def _measure_peaks(
             f"  {name:<70} {median(rates[name]):8.1f} images/s   {memory[name] / 2**20:7.0f} MiB",
             flush=True,
         )
-    for ours in (system for system in systems if system.label == "service"):
-        for peer in (system for system in systems if system.label != "service"):
+    for ours in (s for s in systems if s.label == "service" and len(s.names) == count):
+        for peer in (s for s in systems if s.label != "service" or _is_lone(s, ours)):
             pairs = zip(rates[_name(ours)], rates[_name(peer)], strict=True)
             ratios = [a / b for a, b in pairs if b]
             if not ratios:
@@ -227,18 +231,26 @@ def _measure_peaks(
                 "kind": "ratio",
                 "of": f"service {ours.precision}",
                 "to": f"{peer.label} {peer.precision}",
+                "to_models": len(peer.names),
                 "to_settings": peer.settings,
                 "median": round(median(ratios), 3),
                 "range": [round(min(ratios), 3), round(max(ratios), 3)],
             }
             _write(args, count, ours, row)
             print(
-                f"  {row['of']} : {row['to']} = {row['median']:.2f} "
+                f"  {row['of']} : {row['to']}"
+                f"{' with one model' if _is_lone(peer, ours) else ''} = {row['median']:.2f} "
                 f"({min(ratios):.2f} to {max(ratios):.2f})",
                 flush=True,
             )
     _write_memory(args, count, systems, memory)
     return {name: median(values) for name, values in rates.items()}
+
+
+def _is_lone(system: System, ours: System) -> bool:
+    """Say whether it is what `ours` is, with one model instead of many."""
+    is_same = (system.label, system.precision) == (ours.label, ours.precision)
+    return is_same and len(system.names) == 1 < len(ours.names)
 
 
 def _write_memory(
@@ -256,7 +268,7 @@ def _measure_shares(
     peaks: dict[str, float],
 ) -> None:
     """Offer shares of each system's own peak, and of the fastest one's to all."""
-    fastest = max(peaks.values())
+    fastest = max(peaks[_name(system)] for system in systems)
     offers = [
         (system, share, "own", share * peaks[_name(system)])
         for system in systems
@@ -295,7 +307,8 @@ def _measure_shares(
 
 
 def _name(system: System) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in system.settings.items())
+    described = system.settings or ({"models": 1} if len(system.names) == 1 else {})
+    settings = ", ".join(f"{key} {value}" for key, value in described.items())
     return f"{system.label} {system.precision}{f' ({settings})' if settings else ''}"
 
 
@@ -314,6 +327,7 @@ def _write(args: argparse.Namespace, count: int, system: System, row: dict[str, 
         "classes": args.classes,
         "image_size": args.image_size,
         "models": count,
+        "system_models": len(system.names),
         "zipf": args.zipf,
         "system": system.label,
         "precision": system.precision,
