@@ -8,6 +8,7 @@ again when it ends. One of the modules of the API that load torch.
 import hashlib
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -138,9 +139,9 @@ class OnnxFiles:
         for path in self._folder.glob(f"{self._key(model)}_*{_SUFFIX}"):
             try:
                 file = path.open("rb")
-                os.utime(path)  # it was wanted just now
             except FileNotFoundError:
                 continue
+            _mark_wanted(file)
             _, delta, sha256 = path.name.removesuffix(_SUFFIX).split("_")
             return CheckedFile(file, float(delta), sha256)
         return None
@@ -165,6 +166,7 @@ class OnnxFiles:
             with replace_file(path) as target:
                 target.write(exported.data)
             made = path.open("rb")
+            _mark_wanted(made)
         if len(exported.data) > self._max_bytes:
             path.unlink(missing_ok=True)  # who has it open keeps it
         return CheckedFile(made, exported.max_delta, sha256)
@@ -177,10 +179,20 @@ class OnnxFiles:
                 status = path.stat()
             except FileNotFoundError:
                 continue  # another process removed it
-            found.append((status.st_mtime, path, status.st_size))
+            found.append((status.st_mtime_ns, path, status.st_size))
         left_bytes = self._max_bytes - wanted_bytes - sum(size for _, _, size in found)
         for _, path, size in sorted(found):
             if left_bytes >= 0:
                 return
             path.unlink(missing_ok=True)
             left_bytes += size
+
+
+def _mark_wanted(file: IO[bytes]) -> None:
+    """Note that a file was wanted just now.
+
+    By the clock itself: a time that the kernel sets is some milliseconds coarse, and two files that
+    were wanted in such a moment would be in no order.
+    """
+    now_ns = time.time_ns()
+    os.utime(file.fileno(), ns=(now_ns, now_ns))
