@@ -8,7 +8,6 @@ again when it ends. One of the modules of the API that load torch.
 import hashlib
 import multiprocessing
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +22,7 @@ from anyio import CapacityLimiter
 
 from api.resolution import ServedModel
 from api.uploads import disk_errors
+from core.clock import now_s
 from core.errors import ConflictError, UnavailableError
 from core.ml.backbones.load import WeightsMismatchError
 from core.ml.data.atomic import replace_file
@@ -194,5 +194,4 @@ def _mark_wanted(file: IO[bytes]) -> None:
     By the clock itself: a time that the kernel sets is some milliseconds coarse, and two files that
     were wanted in such a moment would be in no order.
     """
-    now_ns = time.time_ns()
-    os.utime(file.fileno(), ns=(now_ns, now_ns))
+    os.utime(file.fileno(), (now_s(), now_s()))

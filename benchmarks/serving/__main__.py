@@ -122,6 +122,8 @@ def _measure_count(
         for precision in args.service_precisions
         for models in sorted({count, 1})
     ]
+    for system in systems:  # what is worth nothing to those who ask, it need not promise
+        system.environment["IDAT_INFERENCE_DEADLINE_S"] = str(args.deadline_s)
     for precision in args.peer_precisions:
         systems += _choose_peers(args, stock, count, precision, tuned)
     images = stock.images()[: _GATE[1]]
