@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 FRESH_S = 1.0
 #: From this age on it is asked for again while it is still good: under steady traffic nobody waits.
 _AHEAD_S = 0.7
-#: What was not used for so long is not asked for again with the others. With a thousand models in
-#: use each is used once in ten seconds, and what is one more among hundreds costs nothing.
+#: What was not used for so long is not asked for again with the others. One more among them takes
+#: 10 us, one by itself 0.4 ms and a request's time.
 _IN_USE_S = 60.0
 #: What was asked for by itself a moment ago is not asked for with the others.
 _JUST_S = 0.1

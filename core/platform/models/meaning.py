@@ -1,9 +1,8 @@
 """Whether references still mean what they meant: narrow queries, where a model is a wide row.
 
 A process that serves hundreds of models asks this of all that are in use, again and again. Asked
-one by one it would cost more than everything else that is done for a request outside the network;
-hundreds at once cost hardly more than one. So the statements are built once, and run without a
-session.
+one by one it took 8 % of the images a second that a CPU answered with 256 models; all 256 at once
+take six times as long as one. The statements are built once, and run without a session.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,7 +73,8 @@ def find_holding(
     """Return what still holds of all that is known, and the weights of the projects concerned.
 
     A reference that holds means the same model, through the same change of its alias, and what it
-    needs has not been deleted. The weight of a project is its share relative to others'.
+    needs has not been deleted. The weight of a project is its share relative to others'; a project
+    of which no model is there any more has none here.
     """
     ids = {one.model_id for one in known}
     ids.update(one.shadow_id for one in known if one.shadow_id is not None)

@@ -123,6 +123,23 @@ def test_what_is_known_is_served_while_the_database_is_away(rig):
         rig.ask()
 
 
+def test_a_renewal_that_finds_the_database_away_leaves_what_is_known_for_a_second(rig):
+    rig.ask()
+
+    def fail(_known):
+        raise away()
+
+    rig.resolver._find_holding = fail
+    for _ in range(3):
+        rig.now_s += FRESH_S * 0.8
+        assert rig.ask()[0].id == "mdl_1"
+        wait_until(rig.resolver._renewal.done)
+    assert len(rig.reads) == 1, "nobody has asked by himself"
+    rig.now_s += STALE_S
+    with pytest.raises(OperationalError):
+        rig.ask()
+
+
 def test_what_is_not_known_fails_while_the_database_is_away(rig):
     rig.outcome = away()
     with pytest.raises(OperationalError):

@@ -250,6 +250,35 @@ def test_a_quiet_projects_batch_is_filled_with_a_floods_images_where_that_costs_
         assert {len(batch) for batch in rig.network.batches[4:-1]} == {4}, "the flood's are filled"
 
 
+class NotingSize:
+    """One image a batch; notes whether somebody who asks little was said to wait."""
+
+    def __init__(self):
+        self.noted = []
+        self.add = lambda images, took_s: None
+
+    def find(self, *, beside_modest):
+        self.noted.append(beside_modest)
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("project", "others", "is_modest"),
+    [("quiet", 6, True), ("flood", 6, False), ("quiet", 0, False)],
+)
+def test_batches_are_held_small_where_a_project_that_asks_little_meets_a_queue(
+    build, project, others, is_modest
+):
+    size = NotingSize()
+    rig = build(size=size)
+    rig.hold()
+    rig.put(*[f"f{number}" for number in range(others)], project="flood")
+    rig.put("q", project=project)
+    rig.run()
+    rig.receive(others + 2)
+    assert size.noted == [False] + [is_modest] * (others + 1)
+
+
 def test_closing_finishes_what_is_queued(build):
     rig = build()
     rig.hold()
