@@ -4,7 +4,7 @@ A thread takes what is queued, runs it, hands the results over and looks again. 
 batches are small and nobody waits; under heavy load they fill by themselves. On a GPU there is one
 thread for each backbone. On a CPU there is one for each core: under heavy load batches run side by
 side, each on a core of its own, so that none waits for another's slowest part and whoever comes
-next waits for the first of them, not for all; a lone image has all cores.
+next waits for the first of them, not for all; a lone image has as many cores as pay (`spread`).
 """
 
 import logging
@@ -19,6 +19,7 @@ from core.errors import DeadlineError
 from core.ml.inference.admission import BatchTimes
 from core.ml.inference.batch_size import BatchSize
 from core.ml.inference.queueing import FairQueue
+from core.ml.inference.spread import Spread
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Batcher:
         self._forward = forward
         self._deliver = deliver
         self._size = BatchSize(max_batch)
+        self._spread = Spread(cores)
         self._modest_until_s = 0.0
         self._times = times
         times.abreast = cores
@@ -228,11 +230,15 @@ class Batcher:
         return batch, rejected, self._choose_cores(len(batch))
 
     def _choose_cores(self, images: int) -> int:
-        """Return how many of the idle cores a batch has: an equal part, with those that follow."""
+        """Return how many of the idle cores a batch has.
+
+        That is an equal part of them, with those that follow, and of it what pays for one image.
+        """
         if not images:
             return 0
         following = math.ceil(self._queue.count(self._key) / images)
-        return self._idle_cores // (1 + min(self._idle_cores - 1, following))
+        part = self._idle_cores // (1 + min(self._idle_cores - 1, following))
+        return self._spread.find(part) if images == 1 else part
 
     def _run_batch(self, batch: list[Ticket], cores: int) -> None:
         started_s = monotonic_s()
@@ -257,6 +263,8 @@ class Batcher:
     def _learn(self, images: int, took_s: float, cores: int) -> None:
         with self._changed:
             self._failures = 0
+            if images == 1:
+                self._spread.add(cores, took_s)
             if cores == 1 or self._times.line is None:
                 self._times.add(images, took_s * cores)
                 self._size.add(images, took_s * cores)

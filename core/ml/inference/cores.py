@@ -10,7 +10,6 @@ its own, do not wait for each other at all: that is how requests are served, see
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -23,12 +22,10 @@ class Cores:
     """As many threads as there are cores to use, each with one.
 
     Args:
-        within: gives the context that every part runs in; contexts of torch are a thread's own.
         count: how many cores.
     """
 
-    def __init__(self, within: Callable[[], AbstractContextManager[object]], count: int) -> None:
-        self._within = within
+    def __init__(self, count: int) -> None:
         self._count = count
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -47,13 +44,12 @@ class Cores:
         parts = 1 if cores else min(self._count, len(slots))
         if parts == 1:
             use_cores(cores or self._count)
-            with self._within():
-                return run(slots, images)
+            return run(slots, images)
         bounds = [len(slots) * part // parts for part in range(parts + 1)]
 
         def run_part(part: int) -> Tensor:
             chosen = slice(bounds[part], bounds[part + 1])
-            with torch.no_grad(), self._within():
+            with torch.no_grad():
                 return run(slots[chosen], images[chosen])
 
         return torch.cat(list(self._get_pool().map(run_part, range(parts))))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from core.catalog.methods import AdapterKind, Precision
 from core.ml.adapters.adapted import AdaptedModel
-from core.ml.backbones.frozen_linear import fast_frozen_linears
 from core.ml.backbones.load import LoadedBackbone
 from core.ml.backbones.normalise import normalise_images
 from core.ml.inference.bank import Bank
@@ -74,7 +73,7 @@ class Host:
         self.fitting = Fitting(backbone)
         self.heads = Heads(backbone.num_features, backbone.device)
         self._count = cores
-        self._cores = Cores(lambda: fast_frozen_linears(backbone), cores)
+        self._cores = Cores(cores)
         self._turns = Turns()
         self._lock = threading.Lock()
         self._banks: dict[tuple[AdapterKind, int], Bank | None] = {}
@@ -133,7 +132,7 @@ class Host:
             cores: how many this batch may use, others have the rest; None: all, in parts.
         """
         if not mountable.is_shareable:  # then it is alone, and so are its cores
-            with self._turns.take(), torch.no_grad(), fast_frozen_linears(self.backbone):
+            with self._turns.take(), torch.no_grad():
                 self._mount_if_needed(mountable)
                 if self.backbone.device.type == "cpu":
                     use_cores(self._count)

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional
 
 from core.catalog.methods import Precision
+from core.ml.backbones import packed_linear
 from core.ml.backbones import precision as precision_module
 from core.ml.backbones.frozen_linear import FastFrozenLinears, _works, fast_frozen_linears
 from core.ml.backbones.precision import resolve_device, resolve_precision
@@ -60,10 +61,29 @@ class TestPlaceBackbone:
         assert not attention.fused_attn
         assert (backbone.dtype, backbone.device) == (torch.bfloat16, CPU)
 
-    def test_fused_attention_where_nothing_is_trained(self, tiny_backbone):
-        backbone = tiny_backbone()
-        backbone.place(device=CPU, precision=Precision.BF16, for_training=False)
-        assert backbone.module.blocks[0].attn.fused_attn
+    @pytest.mark.parametrize(
+        ("capabilities", "is_fused"),
+        [
+            ({"avx512_bf16": True}, False),
+            ({"avx512_bf16": True, "amx_bf16": True}, True),
+            ({}, True),
+        ],
+    )
+    def test_fused_attention_where_it_gains_when_nothing_is_trained(
+        self, tiny_backbone, monkeypatch, capabilities, is_fused
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+        for precision, expected in ((Precision.FP32, True), (Precision.BF16, is_fused)):
+            backbone = tiny_backbone()
+            backbone.place(device=CPU, precision=precision, for_training=False)
+            assert backbone.module.blocks[0].attn.fused_attn is expected
+
+    def test_weights_are_packed_where_nothing_is_trained(self, tiny_backbone):
+        for for_training in (True, False):
+            backbone = tiny_backbone()
+            backbone.place(device=CPU, precision=Precision.FP32, for_training=for_training)
+            is_packed = "forward" in backbone.module.blocks[0].attn.qkv.__dict__
+            assert is_packed is (packed_linear._works(torch.float32) and not for_training)
 
     def test_bf16_features_are_close(self, tiny_backbone):
         backbone = tiny_backbone()

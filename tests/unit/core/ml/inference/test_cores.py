@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -30,9 +29,7 @@ def double(slots, images):
 def test_parts_come_back_in_order(count, threads):
     images = torch.arange(count * 2.0).view(count, 2)
     slots = list(range(count))
-    assert torch.equal(
-        Cores(nullcontext, threads).run(double, slots, images), double(slots, images)
-    )
+    assert torch.equal(Cores(threads).run(double, slots, images), double(slots, images))
 
 
 def test_each_part_has_a_core_and_the_others_keep_theirs(three_threads):
@@ -42,7 +39,7 @@ def test_each_part_has_a_core_and_the_others_keep_theirs(three_threads):
         seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
         return images
 
-    Cores(nullcontext, 3).run(look, [0] * 6, torch.zeros(6, 1))
+    Cores(3).run(look, [0] * 6, torch.zeros(6, 1))
     assert len(seen) == 3
     assert {(threads, grad) for _, threads, grad in seen} == {(1, False)}
     assert threading.get_ident() not in {ident for ident, _, _ in seen}
@@ -63,7 +60,7 @@ def test_a_batch_that_is_given_cores_stays_whole_and_in_its_thread(three_threads
         return images
 
     def ask():
-        Cores(nullcontext, 3).run(look, [0] * 6, torch.zeros(6, 1), cores)
+        Cores(3).run(look, [0] * 6, torch.zeros(6, 1), cores)
         asked.append(threading.get_ident())
 
     asked = []
@@ -74,7 +71,7 @@ def test_a_batch_that_is_given_cores_stays_whole_and_in_its_thread(three_threads
 
 
 def test_what_breaks_in_a_part_comes_out_and_the_next_batch_runs():
-    cores = Cores(nullcontext, 2)
+    cores = Cores(2)
 
     def fail_at_last(slots, images):
         if 3 in slots:
