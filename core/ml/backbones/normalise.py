@@ -23,8 +23,9 @@ def normalise_images(images: Tensor, backbone: LoadedBackbone) -> Tensor:
         (batch, 3, height, width); computed in fp32, then rounded once.
     """
     mean, factor = _statistics(backbone.mean, backbone.std, images.device)
-    normalised = (images.float() - mean) * factor
-    return normalised.permute(0, 3, 1, 2).to(backbone.dtype, memory_format=torch.contiguous_format)
+    # Colours become planes first: on a CPU, arithmetic on triples took 4 to 12 times as long.
+    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return planes.sub_(mean).mul_(factor).to(backbone.dtype)
 
 
 @lru_cache(maxsize=32)
@@ -32,4 +33,7 @@ def _statistics(mean: _Triple, std: _Triple, device: torch.device) -> tuple[Tens
     # Kept per device: a fresh copy to a GPU would make every step wait for it.
     scaled_mean = torch.tensor(mean, dtype=torch.float64) * 255.0
     factor = 1.0 / (torch.tensor(std, dtype=torch.float64) * 255.0)
-    return scaled_mean.float().to(device), factor.float().to(device)
+    return (
+        scaled_mean.float().view(3, 1, 1).to(device),
+        factor.float().view(3, 1, 1).to(device),
+    )
