@@ -9,7 +9,6 @@ Pillow's, taken width first.
 import argparse
 import io
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from benchmarks.machine import describe_machine
 from core.ml.data.preprocess import IMAGE_FORMATS, preprocess, resize_image
 
 SIZES = ((256, 256), (500, 375), (375, 500), (1920, 1080), (4000, 3000))
@@ -131,8 +131,7 @@ def _append(path: Path, row: dict[str, object]) -> None:
     packages = ("pillow", "simplejpeg", "torch", "numpy")
     about = {
         "benchmark": "decode",
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        **describe_machine(),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }

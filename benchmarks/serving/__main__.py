@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import describe_machine
 from benchmarks.serving import parity
 from benchmarks.serving.models import Stock, make_stock
 from benchmarks.serving.peers.network import STRATEGIES
@@ -86,6 +87,7 @@ def _read_arguments() -> argparse.Namespace:
     add("--peer-decoder", default="pillow", choices=("pillow", "service"))
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=8.0, help="of each slice of load")
+    add("--warm-s", type=float, default=2.0, help="of load before each slice, not counted")
     add("--connections", type=int, default=32, help="of the closed loops")
     add("--deadline-s", type=float, default=5.0, help="an answer after it is worth nothing")
     add("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.7, 0.9, 1.1, 2.0])
@@ -195,6 +197,17 @@ def _warm(system: System, stock: Stock) -> None:
         parity.ask(system, name, image)
 
 
+def _wake(args: argparse.Namespace, stock: Stock, system: System) -> None:
+    """Let it run again, and get over what it slept through: connections, caches, references."""
+    system.go_on()
+    if args.warm_s:
+        system.load(
+            system.plan(
+                stock, seconds=args.warm_s, connections=args.connections, zipf=args.zipf, seed=-1
+            )
+        )
+
+
 def _measure_peaks(
     args: argparse.Namespace, stock: Stock, count: int, systems: list[System]
 ) -> dict[str, float]:
@@ -203,7 +216,7 @@ def _measure_peaks(
     draws = random.Random(args.seed)  # noqa: S311 - of a benchmark
     for round_number in range(args.rounds):
         for system in draws.sample(systems, len(systems)):
-            system.go_on()
+            _wake(args, stock, system)
             plan = system.plan(
                 stock,
                 seconds=args.seconds,
@@ -285,7 +298,7 @@ def _measure_shares(
     random.Random(args.seed).shuffle(offers)  # noqa: S311 - of a benchmark
     print(f"\n{count} models: open loop, deadline {args.deadline_s} s")
     for system, share, of, rate in offers:
-        system.go_on()
+        _wake(args, stock, system)
         plan = system.plan(
             stock,
             seconds=args.seconds,
@@ -319,8 +332,7 @@ def _write(args: argparse.Namespace, count: int, system: System, row: dict[str, 
         return
     about = {
         "benchmark": "serving",
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        **describe_machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -12,8 +12,6 @@ when it was sent: what lies between them the generator was late, which has no co
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.machine import describe_machine
 from benchmarks.serving import parity
 from benchmarks.serving.models import Stock, make_stock
 from benchmarks.serving.systems import System, build_service
@@ -81,8 +80,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ]
     return {
         "benchmark": "flood",
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        **describe_machine(),
         "network": args.network,
         "precision": args.precision,
         "peak_per_s": peak,

@@ -11,8 +11,6 @@ first one fills caches. Growth that goes on is a leak.
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import socket
 import sys
@@ -23,6 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.machine import describe_machine
 from benchmarks.serving.models import Stock, make_stock
 from benchmarks.serving.systems import System, build_service
 
@@ -87,8 +86,7 @@ def _soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     before, after = (mean(turn["pss_mib"] for turn in some) for some in (early, late))
     return {
         "benchmark": "soak",
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        **describe_machine(),
         "network": _NETWORK,
         "precision": args.precision,
         "minutes": args.minutes,
