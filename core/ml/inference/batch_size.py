@@ -13,7 +13,7 @@ import math
 
 #: Share of the best rate at which a size is large enough: where those who wait do so for their own
 #: images, and where a project that asks little waits for the batches of others.
-_ENOUGH, _ENOUGH_BESIDE_MODEST = 0.93, 0.7
+_ENOUGH, _ENOUGH_BESIDE_MODEST = 0.96, 0.7
 #: No batch is held smaller than this, however little a larger one would gain.
 _LEAST = 2
 #: Weight of the newest batch in the rate of its size, and in those of the others: a machine that is

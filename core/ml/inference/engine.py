@@ -19,6 +19,7 @@ from torch import Tensor
 from core.catalog.methods import AdapterKind, Precision
 from core.errors import InvalidError
 from core.ml.backbones.load import LoadedBackbone, load_backbone
+from core.ml.backbones.packed_linear import release_unread_weights
 from core.ml.data.preprocess import PREPROCESS_VERSION
 from core.ml.export.bundle import Bundle, restore_model
 from core.ml.inference.bank import Bank, find_bucket
@@ -235,6 +236,8 @@ class Engine:
             backbone.place(device=self._device, precision=self._precision, for_training=False)
             host = Host(backbone, self._precision, self._cores)
             base = self._build_base(host)
+            image = golden_batch(backbone)[:1]
+            release_unread_weights(backbone.module, lambda: _answer(host, [base], image))
             with self._lock:
                 self._hosts[name], self._bases[name] = host, base
             return host

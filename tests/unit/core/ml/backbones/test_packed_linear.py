@@ -1,12 +1,14 @@
 """Linear layers with packed weights give what layers give, whoever calls them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from core.ml.backbones import packed_linear
-from core.ml.backbones.packed_linear import pack_linears
+from core.ml.backbones.packed_linear import pack_linears, release_unread_weights
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -78,6 +80,71 @@ def test_another_weight_in_its_place_is_used(products):
         given = functional_call(layers, biases, (x,))
         assert len(products) == 2
         assert torch.allclose(given, functional_call(make(), biases, (x,)), atol=1e-5)
+
+
+@needs_packing
+def test_a_weight_that_was_written_to_is_used():
+    layers, x = make(), torch.randn(3, 24)
+    pack_linears(layers)
+    with torch.no_grad():
+        before = layers(x)
+        layers[0].weight.mul_(2)
+        layers[0].bias.mul_(2)
+        given = layers[0](x)
+        assert torch.allclose(given, x @ layers[0].weight.t() + layers[0].bias, atol=1e-5)
+        assert not torch.allclose(layers(x), before)
+
+
+@needs_packing
+def test_a_packed_network_cannot_be_copied():
+    layers = make()
+    pack_linears(layers)
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(layers)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_called_needs_no_weight_and_what_is_read_keeps_it(products, dtype):
+    if not packed_linear._works(dtype):
+        pytest.skip("not in this format")
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.called, self.read = make(dtype), nn.Linear(7, 5).to(dtype)
+
+        def forward(self, x):
+            return nn.functional.linear(self.called(x), self.read.weight, self.read.bias)
+
+    network, x = Reads().eval(), torch.randn(3, 24).to(dtype)
+    with torch.no_grad():
+        wanted = network(x)
+        pack_linears(network)
+        release_unread_weights(network, lambda: network(x))
+        products.clear()
+        given = network(x)
+    assert len(products) == 2
+    assert torch.allclose(given.float(), wanted.float(), atol=TOLERANCES[dtype])
+    assert network.called[0].weight.shape == (10, 24)
+    assert network.called[0].weight.dtype is dtype
+    assert network.called[0].weight.untyped_storage().nbytes() == dtype.itemsize
+    assert network.called[0].weight.isnan().all()
+    assert network.read.weight.isfinite().all()
+    assert "forward" not in network.read.__dict__
+    # With gradients, and with another weight, it is as if nothing had been freed.
+    y = x.clone().requires_grad_()
+    assert torch.allclose(network(y).float(), wanted.float(), atol=TOLERANCES[dtype])
+    (grad,) = torch.autograd.grad(network(y).float().sum(), y)
+    assert grad.isfinite().all()
+    other = {name: torch.ones_like(tensor) for name, tensor in network.named_parameters()}
+    assert functional_call(network, other, (x,)).isfinite().all()
+
+
+def test_nothing_is_run_where_nothing_is_packed():
+    layers = make()
+    release_unread_weights(layers, lambda: pytest.fail("run"))
+    assert layers[0].weight.isfinite().all()
 
 
 @needs_packing
