@@ -99,6 +99,6 @@ class TestFinding:
 
     def test_the_dead_are_not_found(self, build, tmp_path):
         service = build(_SLEEP)
-        assert [found.pid for found in find_owned(tmp_path, "time.sleep")] == [service.pid]
+        wait_until(lambda: [f.pid for f in find_owned(tmp_path, "time.sleep")] == [service.pid])
         signal_all([service.pid], signal.SIGKILL)
         wait_until(lambda: find_owned(tmp_path) == [])
