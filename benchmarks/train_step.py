@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import describe_machine
 from benchmarks.released_step import (
     JpegDataset,
     backward_twice,
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "hidden_dim": options.hidden_dim,
         "rounds": options.rounds,
-        "machine": describe_machine(device),
+        "machine": describe_run(device),
         "gradients": gradients,
         "times": time_variants(variants, options.rounds, options.steps, device),
     }
@@ -314,15 +315,13 @@ def time_variants(
     return outcome
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_run(device: torch.device) -> dict[str, Any]:
     """Return what a reader needs to judge the times."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    cpu = dict(getattr(torch.cpu, "get_capabilities", dict)())
     return {
         "device": str(device),
         "gpu": gpu,
-        "cpu": cpu.get("cpu_name", platform.processor()),
-        "avx512_bf16": cpu.get("avx512_bf16"),
+        **describe_machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.chaos.options import Options, Result
 from benchmarks.chaos.processes import ROOT
+from benchmarks.machine import describe_machine
 
 _LIBRARIES = ("celery", "kombu", "sqlalchemy", "psycopg", "redis", "fastapi", "torch")
 
@@ -61,14 +62,15 @@ def build_row(options: Options, result: Result) -> dict[str, Any]:
         "duration_s": round(result.duration_s, 1),
         "fault_duration_s": round(result.fault_duration_s, 1),
         "settle_duration_s": round(result.settle_duration_s, 1),
-        "machine": _describe_machine(),
+        "machine": _describe_host(),
         "versions": _find_versions(),
     }
 
 
-def _describe_machine() -> dict[str, Any]:
+def _describe_host() -> dict[str, Any]:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
+        **describe_machine(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": memory_bytes,
         "system": platform.platform(),
