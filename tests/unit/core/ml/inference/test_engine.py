@@ -4,11 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from core.catalog.methods import AdapterKind
 from core.errors import InvalidError
 from core.ml.adapters.adapted import AdapterStateError
 from core.ml.backbones.load import WeightsMismatchError
+from core.ml.backbones.packed_linear import _works
 from core.ml.export.certificate import CertificateError
 from core.ml.inference import host as host_module
 from core.ml.inference.bank import Bank
@@ -88,6 +90,25 @@ class TestBase:
         assert agree(headed, probe, pixels[1])
         engine.evict(base)
         assert engine.forward([base], pixels[:1])
+
+
+@pytest.mark.skipif(not _works(torch.float32), reason="this torch cannot pack weights here")
+@pytest.mark.parametrize(
+    ("family", "weights"),
+    [
+        ("vit", ("blocks.0.attn.qkv.weight", "blocks.2.attn.qkv.weight")),  # the last is trimmed
+        ("swinv2", ("layers.0.blocks.0.mlp.fc1.weight", "layers.0.blocks.0.attn.qkv.weight")),
+    ],
+)
+def test_packed_weights_are_freed_but_for_those_that_are_read(
+    build_engine, tiny_backbone, draw_pixels, family, weights
+):
+    backbone, (freed, kept) = tiny_backbone(family), weights
+    engine = build_engine(load=lambda _: backbone)
+    (output,) = engine.forward([engine.base(f"tiny_{family}")], draw_pixels(1))
+    assert backbone.module.get_parameter(freed).isnan().all()
+    assert backbone.module.get_parameter(kept).isfinite().all()
+    assert np.isfinite(output.features).all()
 
 
 class TestPixels:
