@@ -24,7 +24,7 @@ _DOWN, _UP = 8, 32
 
 
 class BatchSize:
-    """The size for one network. One thread asks and adds.
+    """The size for one network. Not safe by itself: lock it.
 
     Args:
         most: images that a batch may have at the most.

@@ -7,7 +7,7 @@ smallest number is taken whose time is nearly the shortest. Now and then a neigh
 so that it stays known.
 """
 
-#: Part of the time on a number of cores that more cores must save.
+#: More cores are worth having if an image takes less than this part of its time on fewer.
 _ENOUGH = 0.8
 #: Each number is tried so often before one is chosen: the first time, torch prepares its operators.
 _TRIALS = 2
@@ -18,7 +18,7 @@ _ELSEWHERE = 16
 
 
 class Spread:
-    """The number for one network. One thread asks and adds.
+    """The number for one network. Not safe by itself: lock it.
 
     Args:
         cores: that there are.
@@ -30,7 +30,10 @@ class Spread:
         self._asked = 0
 
     def add(self, cores: int, took_s: float) -> None:
-        """Take an image into account that took so long on so many cores."""
+        """Take an image into account that took so long on so many cores.
+
+        A number that is not among those to choose from is passed over.
+        """
         times_s = self._times_s.get(cores)
         if times_s is None:
             return
